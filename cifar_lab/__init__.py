@@ -1,0 +1,1 @@
+"""Experiment-tracked research on CIFAR-10: seeded repeats, honest comparisons, one best run."""

@@ -1,0 +1,134 @@
+"""The command line. What is heavy is imported by the command that needs it, after its arguments are checked."""
+
+import argparse
+import errno
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+DISK_TROUBLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR)
+UI_PORT = 5000
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers a mistake with one line and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns its exit code: 0, 1 for a failure, 2 for a wrong command line, 130 if interrupted."""
+    options = _parser().parse_args(arguments)
+    from cifar_lab.config import UserError
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return options.command(options)
+    except UserError as error:
+        print(f"cifar_lab: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        if error.errno not in DISK_TROUBLE:
+            raise
+        print(f"cifar_lab: {error.filename or Path.cwd()}: {error.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> Parser:
+    parser = Parser("cifar_lab", description="Experiment-tracked research on CIFAR-10.")
+    commands = parser.add_subparsers(required=True, metavar="command", parser_class=Parser)
+
+    add = commands.add_parser(
+        "experiment", help="train experiment files with several seeds, track everything, name the best run"
+    )
+    add.set_defaults(command=experiment)
+    add.add_argument(
+        "experiments", nargs="+", metavar="experiment", help="name of a file in experiments/, or a path to a .toml file"
+    )
+    add.add_argument("--seeds", type=_seeds, default="8", help="how many (8: seeds 0 to 7) or which (3,5,8); default 8")
+    add.add_argument("--epochs", type=_positive, help="default: the experiment file's, 8")
+    add.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="section.key=value",
+        dest="overrides",
+        help="override one setting; may be repeated",
+    )
+    add.add_argument(
+        "--data",
+        choices=("auto", "cifar10", "digits"),
+        default="auto",
+        help="auto (default): CIFAR-10, or the stand-in digits if it can't be had; cifar10: fail instead",
+    )
+    add.add_argument(
+        "--data-dir",
+        type=Path,
+        default=os.environ.get("CIFAR_LAB_DATA") or None,
+        help="folder or archive with CIFAR-10; default $CIFAR_LAB_DATA, then data/, ../shared/data/, download",
+    )
+    add.add_argument(
+        "--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="default auto: a GPU if there is one"
+    )
+    add.add_argument(
+        "--jobs",
+        type=lambda text: None if text == "auto" else _positive(text),
+        help="runs at once; default auto: as the cores allow, one on a GPU",
+    )
+
+    add = commands.add_parser("ui", help="open the tracked runs in MLflow's UI on 127.0.0.1")
+    add.set_defaults(command=ui)
+    add.add_argument("--port", type=_positive, default=UI_PORT, help=f"default {UI_PORT}")
+    return parser
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return value
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        seeds = tuple(int(part) for part in text.split(",")) if "," in text else tuple(range(int(text)))
+    except ValueError:
+        seeds = ()
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a positive count nor different seeds such as 3,5,8")
+    return seeds
+
+
+def experiment(options: argparse.Namespace) -> int:
+    """Train, track, summarise, name the best run."""
+    from cifar_lab.config import experiment_name, load_config
+
+    overrides = [*options.overrides, *([f"trainer.epochs={options.epochs}"] if options.epochs else [])]
+    configs = {experiment_name(name): load_config(name, overrides) for name in options.experiments}
+
+    from cifar_lab.datasets import load_dataset
+
+    dataset, stand_in_because = load_dataset(options.data, options.data_dir)
+
+    from cifar_lab.experiment import run_experiments
+
+    return run_experiments(configs, options.seeds, dataset, stand_in_because, options.accelerator, options.jobs)
+
+
+def ui(options: argparse.Namespace) -> int:
+    """Become MLflow's UI."""
+    from cifar_lab.experiment import start_ui
+
+    start_ui(options.port)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

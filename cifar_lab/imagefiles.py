@@ -1,0 +1,106 @@
+"""CIFAR-10 as image files `<split>/<class>/<name>.png|jpg`, in a folder or in a tar or zip archive."""
+
+import functools
+import hashlib
+import io
+import lzma
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from cifar_lab.sources import CLASSES, SPLITS, DataError, Images, Source, file_digest, open_with_progress, progress
+
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError)
+UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+Member = tuple[str, int, Callable[[], bytes]]  # name, size in bytes, read
+
+
+def image_folder(path: Path) -> Source:
+    files = sorted(file for split in SPLITS for file in (path / split).glob("*/*") if file.is_file())
+
+    def digest() -> str:
+        listing = [(str(file.relative_to(path)), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+        return hashlib.sha256(repr(listing).encode()).hexdigest()
+
+    def members() -> Iterator[Member]:
+        for file in progress(files, "decoding"):
+            yield str(file), file.stat().st_size, file.read_bytes
+
+    return Source(str(path), digest, lambda: _read_images(path, members))
+
+
+def image_archive(path: Path) -> Source:
+    def tar_members() -> Iterator[Member]:
+        with open_with_progress(path, "decoding") as file, tarfile.open(fileobj=file) as archive:
+            for member in archive:
+                if member.isfile():
+                    yield member.name, member.size, functools.partial(_read_member, archive, member)
+
+    def zip_members() -> Iterator[Member]:
+        with zipfile.ZipFile(path) as archive:
+            for member in progress(archive.infolist(), "decoding"):
+                yield member.filename, member.file_size, functools.partial(archive.read, member)
+
+    members = zip_members if path.suffix.lower() == ".zip" else tar_members
+    return Source(str(path), lambda: file_digest(path), lambda: _read_images(path, members))
+
+
+def _read_images(path: Path, members: Callable[[], Iterator[Member]]) -> Images:
+    found: dict[tuple[str, str], list[tuple[str, np.ndarray]]] = {
+        (split, name): [] for split in SPLITS for name in CLASSES
+    }
+    kinds = set()
+    try:
+        for name, size, read in members():
+            *_, split, label, file = ("", "", *PurePosixPath(name).parts)
+            kind = PurePosixPath(name).suffix.lower().replace("jpg", "jpeg")
+            if split not in SPLITS or kind not in (".png", ".jpeg") or file.startswith("."):
+                continue
+            if label not in CLASSES:
+                raise DataError(f"{path}: {split}/{label} is not a class of CIFAR-10; expected {', '.join(CLASSES)}")
+            kinds.add(kind[1:])
+            found[split, label].append((file, _pixels(read, size, f"{path}: {split}/{label}/{file}")))
+    except DAMAGED as error:
+        raise DataError(f"{path} is truncated, damaged or unreadable ({error})") from None
+    for split in SPLITS:
+        empty = [name for name in CLASSES if not found[split, name]]
+        if len(empty) == len(CLASSES):
+            raise DataError(f"{path}: the split {split}/ has no images")
+        if empty:
+            raise DataError(f"{path}: {split}/ has no images of {', '.join(empty)}")
+    images, labels = {}, {}
+    for split in SPLITS:
+        ordered = [
+            (index, pixels)
+            for index, name in enumerate(CLASSES)
+            for _, pixels in sorted(found[split, name], key=lambda pair: pair[0])
+        ]
+        images[split] = np.stack([pixels for _, pixels in ordered])
+        labels[split] = np.array([index for index, _ in ordered], np.uint8)
+    kind = "jpeg" if "jpeg" in kinds else "png"
+    return Images(f"cifar10-{kind}", f"CIFAR-10 ({kind.upper()} copy)", CLASSES, images, labels)
+
+
+def _pixels(read: Callable[[], bytes], size: int, name: str) -> np.ndarray:
+    """(32, 32, 3) uint8 of one encoded image."""
+    if size > 1 << 20:
+        raise DataError(f"{name} is not a 32x32 image ({size >> 20} MiB)")
+    data = read()
+    try:
+        image = Image.open(io.BytesIO(data))
+        if image.size != (32, 32):
+            raise DataError(f"{name} is {image.width}x{image.height}, not 32x32")
+        return np.asarray(image.convert("RGB"))
+    except UNDECODABLE as error:
+        raise DataError(f"{name} is not a readable image ({str(error).split(' <')[0]})") from None
+
+
+def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    return archive.extractfile(member).read()

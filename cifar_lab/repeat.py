@@ -1,0 +1,179 @@
+"""Many runs: leave out what is finished, train the rest in parallel, summarise over seeds."""
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Thread
+
+import numpy as np
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+from rich.console import Console
+
+from cifar_lab import runs, tracking
+from cifar_lab.config import Config, UsageError, UserError
+from cifar_lab.datasets import Dataset, open_dataset
+from cifar_lab.progress import Progress
+from cifar_lab.train import train
+
+POLL_SECONDS = 1.0
+STOP_SECONDS = 15.0
+METRICS = ("val/acc", "val/loss", "test/acc", "test/loss")
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """One experiment file's runs: their parent in the store, the seeds asked for, those of them not yet finished."""
+
+    name: str
+    config: Config
+    parent: Run
+    seeds: tuple[int, ...]
+    missing: tuple[int, ...]
+
+
+def plan(
+    client: MlflowClient,
+    experiment_id: str,
+    configs: Mapping[str, Config],
+    seeds: Sequence[int],
+    dataset: Dataset,
+    accelerator: str,
+) -> list[Repeats]:
+    """The repeats that `configs` and `seeds` ask for; a config that never ran gets its parent run."""
+    repeats = []
+    for name, config in configs.items():
+        parent = runs.find_parent(client, experiment_id, config.hash(dataset.digest))
+        if parent is None:
+            parent = tracking.start_parent(
+                client, experiment_id, name, config, tracking.run_tags(name, config, dataset, accelerator)
+            )
+        elif any(parent.info.run_id == other.parent.info.run_id for other in repeats):
+            raise UsageError(
+                f"experiment {name} is the same as another one here: same model, data, optimisation and training"
+            )
+        finished = {int(run.data.tags["seed"]) for run in runs.children(client, parent, "FINISHED")}
+        repeats.append(
+            Repeats(name, config, parent, tuple(seeds), tuple(seed for seed in seeds if seed not in finished))
+        )
+    return repeats
+
+
+def choose_jobs(jobs: int | None, repeats: Sequence[Repeats], accelerator: str) -> int:
+    """How many runs at once: `jobs`, or as many as the cores hold at each run's number of threads; one on a GPU."""
+    if jobs is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        jobs = max(1, cores // max(r.config.trainer.threads for r in repeats)) if accelerator == "cpu" else 1
+    return max(1, min(jobs, sum(len(r.missing) for r in repeats)))
+
+
+def train_missing(
+    client: MlflowClient, repeats: Sequence[Repeats], dataset: Dataset, accelerator: str, jobs: int, console: Console
+) -> tuple[dict[str, str], bool]:
+    """Train every missing run, `jobs` at a time; returns why runs failed, by run name, and whether it was interrupted.
+
+    One failure does not stop the others; Ctrl-C or SIGTERM ends the running ones as KILLED.
+    """
+    for r in repeats:
+        if r.missing:
+            client.update_run(r.parent.info.run_id, "RUNNING")
+    failed: dict[str, str] = {}
+    total = sum(len(r.missing) for r in repeats)
+    if not total:
+        return failed, False
+    with (
+        ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker) as pool,
+        Progress(client, console, {r.parent: r.config.trainer.epochs for r in repeats if r.missing}, total) as progress,
+    ):
+        pending = {
+            pool.submit(
+                train_one, r.parent.info.run_id, r.name, r.config, seed, dataset.folder, accelerator
+            ): f"{r.name}-seed{seed}"
+            for r in repeats
+            for seed in r.missing
+        }
+        try:
+            while pending:
+                for future in wait(pending, POLL_SECONDS, FIRST_COMPLETED).done:
+                    name = pending.pop(future)
+                    if error := future.exception():
+                        failed[name] = _reason(error)
+                        console.print(f"{name} failed: {failed[name]}", markup=False, highlight=False)
+                progress.update(total - len(pending))
+        except KeyboardInterrupt:
+            _stop(pool)
+            return failed, True
+    return failed, False
+
+
+def train_one(parent_id: str, name: str, config: Config, seed: int, dataset_folder: Path, accelerator: str) -> None:
+    """Train and track one run; the body of a worker process."""
+    client = tracking.connect()
+    dataset = open_dataset(dataset_folder)
+    try:
+        with (
+            TemporaryDirectory() as folder,
+            tracking.child_run(client, parent_id, name, seed, config, dataset) as run_id,
+        ):
+            logger = tracking.RunLogger(run_id=run_id, tracking_uri=client.tracking_uri)
+            images = tracking.ConfusionImages(client, run_id, dataset.classes)
+            result = train(config, seed, dataset, Path(folder), accelerator, logger, [images])
+            tracking.log_result(client, run_id, result, dataset.classes, runs.curves(client, run_id))
+    except SystemExit:
+        os._exit(143)  # SIGTERM: returning would let the pool hand this process the next run
+
+
+def summarise_repeats(client: MlflowClient, repeats: Repeats) -> list[Run]:
+    """The finished runs of all seeds; logs their statistics to the parent, and ends it, if that is not done yet."""
+    finished = runs.children(client, repeats.parent, "FINISHED")
+    parent = client.get_run(repeats.parent.info.run_id)
+    if finished and parent.data.metrics.get("n") != len(finished):
+        values = {
+            metric: {int(run.data.tags["seed"]): run.data.metrics[metric] for run in finished} for metric in METRICS
+        }
+        each = [runs.curves(client, run.info.run_id) for run in finished]
+        curves = {
+            stage: {metric: np.stack([curve[stage][metric] for curve in each]) for metric in ("loss", "acc")}
+            for stage in each[0]
+        }
+        tracking.log_repeats(client, parent.info.run_id, values, curves)
+    seeds = {int(run.data.tags["seed"]) for run in finished}
+    client.set_terminated(parent.info.run_id, "FINISHED" if seeds.issuperset(repeats.seeds) else "FAILED")
+    return finished
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the driver, end on SIGTERM as KILLED, and never outlive the driver."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+    def follow_driver() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    Thread(target=follow_driver, daemon=True).start()
+
+
+def _stop(pool: Executor) -> None:
+    pool.shutdown(wait=False, cancel_futures=True)
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        worker.join(STOP_SECONDS)
+        worker.kill()
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, BrokenProcessPool):
+        return "a worker process died (out of memory?); start again to train what is missing"
+    return f"{type(error).__name__}: {error} (traceback in the run's artifact error.txt)"

@@ -1,0 +1,247 @@
+"""The only writer to MLflow: experiments, parent and child runs, their parameters, metrics, tags and artifacts."""
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytorch_lightning
+import torch
+from filelock import FileLock
+from mlflow.entities import Dataset as DatasetEntity
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run
+from mlflow.tracking import MlflowClient
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import MLFlowLogger
+from sklearn.metrics import precision_recall_fscore_support
+
+from cifar_lab.comparison import Summary, summarise
+from cifar_lab.config import Config, UserError
+from cifar_lab.datamodule import split_digest
+from cifar_lab.datasets import Dataset
+from cifar_lab.figures import plot_confusion, plot_learning_curves, to_pixels
+from cifar_lab.sources import file_digest, staged
+from cifar_lab.train import Result
+
+DATABASE = Path("mlflow.db")
+ARTIFACTS = Path("mlruns")
+REPOSITORY = Path(__file__).resolve().parent.parent
+STAGES = ("train", "val")
+
+
+def connect() -> MlflowClient:
+    """Client of MLFLOW_TRACKING_URI, or of `mlflow.db` here, which is made if it is not there yet."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DATABASE.resolve()}"
+    if uri.startswith("sqlite:///"):
+        database = Path(uri.removeprefix("sqlite:///"))
+        with FileLock(f"{database}.lock"):  # MLflow's own creation of a database fails if two do it at once
+            logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # not each step of it
+            if not database.exists():
+                with staged(database) as path:
+                    MlflowClient(f"sqlite:///{path}").search_experiments()
+    mlflow.set_tracking_uri(uri)
+    return MlflowClient(uri)
+
+
+def open_experiment(client: MlflowClient, dataset: Dataset) -> str:
+    """Id of the MLflow experiment that holds all runs on `dataset`. Raises UserError if it was deleted."""
+    experiment = client.get_experiment_by_name(dataset.name)
+    if experiment is None:
+        local = client.tracking_uri.startswith("sqlite:///")
+        return client.create_experiment(
+            dataset.name, artifact_location=str((ARTIFACTS / dataset.name).resolve()) if local else None
+        )
+    if experiment.lifecycle_stage == "deleted":
+        restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+        raise UserError(f"the MLflow experiment {dataset.name} was deleted; restore it: {restore}")
+    return experiment.experiment_id
+
+
+def run_tags(name: str, config: Config, dataset: Dataset, accelerator: str) -> dict[str, str]:
+    """Tags of every run, parents too: what was run, on which data, with which code and device. No host names."""
+
+    def git(*command: str) -> str:
+        return subprocess.run(["git", "-C", REPOSITORY, *command], capture_output=True, text=True).stdout.strip()
+
+    lock = REPOSITORY / "requirements.lock"
+    return {
+        "experiment": name,
+        "config_hash": config.hash(dataset.digest),
+        "data_digest": dataset.digest[:32],
+        "split_digest": split_digest(dataset.labels["train"], config.data),
+        "lock_digest": file_digest(lock)[:16] if lock.exists() else "none",
+        "git_dirty": str(bool(git("status", "--porcelain"))).lower(),
+        "mlflow.source.git.commit": git("rev-parse", "HEAD") or "none",
+        "mlflow.source.name": f"cifar_lab experiment {name}",
+        "accelerator": accelerator,
+        "device": torch.cuda.get_device_name() if accelerator == "cuda" else _processor(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "pytorch_lightning": pytorch_lightning.__version__,
+        "mlflow": mlflow.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        names = [
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def start_parent(client: MlflowClient, experiment_id: str, name: str, config: Config, tags: Mapping[str, str]) -> Run:
+    """Start the run that will hold the statistics over seeds."""
+    run_id = client.create_run(experiment_id, run_name=name, tags={**tags, "kind": "repeats"}).info.run_id
+    client.log_batch(run_id, params=[Param(key, str(value)) for key, value in config.flat().items()])
+    client.log_text(run_id, config.toml(), "config.toml")
+    return client.get_run(run_id)
+
+
+@contextmanager
+def child_run(
+    client: MlflowClient, parent_id: str, name: str, seed: int, config: Config, dataset: Dataset
+) -> Iterator[str]:
+    """A run under `parent_id`; ends FINISHED, or KILLED by a signal, or FAILED with the reason in the tag `error`."""
+    parent = client.get_run(parent_id)
+    tags = {
+        key: value for key, value in parent.data.tags.items() if key not in ("mlflow.runName", "mlflow.note.content")
+    }
+    tags |= {"kind": "run", "seed": str(seed), "mlflow.parentRunId": parent_id}
+    run_id = client.create_run(parent.info.experiment_id, run_name=f"{name}-seed{seed}", tags=tags).info.run_id
+    client.log_batch(run_id, params=[Param(key, str(value)) for key, value in {**config.flat(), "seed": seed}.items()])
+    client.log_text(run_id, config.toml(), "config.toml")
+    for split, context in (("train", "training"), ("test", "test")):
+        entity = DatasetEntity(
+            name=f"{dataset.name}-{split}",
+            digest=dataset.digest[:32],
+            source_type="images",
+            source=json.dumps({"title": dataset.title}),
+            profile=json.dumps({"images": len(dataset.labels[split]), "classes": len(dataset.classes)}),
+        )
+        client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", context)])])
+    try:
+        yield run_id
+    except (KeyboardInterrupt, SystemExit):
+        client.set_terminated(run_id, "KILLED")
+        raise
+    except BaseException as error:
+        client.set_tag(run_id, "error", str(error) or type(error).__name__)
+        if not isinstance(error, UserError):
+            client.log_text(run_id, traceback.format_exc(), "error.txt")
+        client.set_terminated(run_id, "FAILED")
+        raise
+    client.set_terminated(run_id, "FINISHED")
+
+
+class RunLogger(MLFlowLogger):
+    """Lightning's MLflow logger for a run whose end child_run declares."""
+
+    def finalize(self, status: str = "success") -> None:
+        pass
+
+
+class ConfusionImages(Callback):
+    """Logs the validation heatmap of every epoch, so that the UI can step through them."""
+
+    def __init__(self, client: MlflowClient, run_id: str, classes: Sequence[str]) -> None:
+        self.client, self.run_id, self.classes = client, run_id, classes
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        figure = plot_confusion(module.confusion["val"].cpu().numpy(), self.classes, f"validation, epoch {epoch}")
+        self.client.log_image(self.run_id, to_pixels(figure), key="val_confusion", step=epoch)
+
+
+def log_result(
+    client: MlflowClient,
+    run_id: str,
+    result: Result,
+    classes: Sequence[str],
+    curves: Mapping[str, Mapping[str, np.ndarray]],
+) -> None:
+    """Confusion counts and heatmaps, per-class scores, learning curves, checkpoint and weights digest of a run."""
+    for stage in ("val", "test"):
+        counts = result.model.confusion[stage].cpu().numpy()
+        rows = [
+            ",".join(["true \\ predicted", *classes]),
+            *(",".join([name, *map(str, row)]) for name, row in zip(classes, counts, strict=True)),
+        ]
+        client.log_text(run_id, "\n".join(rows) + "\n", f"confusion/{stage}.csv")
+        client.log_figure(run_id, plot_confusion(counts, classes, stage), f"confusion/{stage}.png")
+        client.log_text(run_id, _class_scores(counts, classes), f"per_class/{stage}.csv")
+    client.log_figure(run_id, plot_learning_curves(curves, client.get_run(run_id).info.run_name), "learning_curves.png")
+    client.log_artifact(run_id, str(result.checkpoint), "checkpoints")
+    client.set_tag(run_id, "weights_digest", result.weights_digest)
+
+
+def _class_scores(counts: np.ndarray, classes: Sequence[str]) -> str:
+    true, predicted = np.indices(counts.shape).reshape(2, -1)
+    scores = precision_recall_fscore_support(true, predicted, sample_weight=counts.ravel(), zero_division=0)
+    rows = zip(classes, *scores, strict=True)
+    return (
+        "\n".join(
+            [
+                "class,precision,recall,f1,images",
+                *(f"{name},{p:.4f},{r:.4f},{f:.4f},{n:.0f}" for name, p, r, f, n in rows),
+            ]
+        )
+        + "\n"
+    )
+
+
+def log_repeats(
+    client: MlflowClient,
+    parent_id: str,
+    metrics: Mapping[str, Mapping[int, float]],
+    curves: Mapping[str, Mapping[str, np.ndarray]],
+) -> None:
+    """Statistics over seeds on the parent run.
+
+    metrics: of each name ("val/acc") its value by seed; curves: of each stage its "loss" and "acc", (seeds, epochs).
+    """
+    summaries = {name: summarise(list(values.values())) for name, values in metrics.items()}
+    for stage in curves:
+        for metric, values in curves[stage].items():
+            for epoch, mean in enumerate(values.mean(axis=0), 1):
+                client.log_metric(parent_id, f"{stage}/{metric}_mean", float(mean), step=epoch)
+    epochs = curves["val"]["acc"].shape[1]
+    values = {"n": float(len(metrics["val/acc"]))}
+    for name, summary in summaries.items():
+        fields = {"mean": summary.mean, "std": summary.std, "ci_low": summary.ci_low, "ci_high": summary.ci_high}
+        values |= {f"{name}_{field}": value for field, value in fields.items() if not np.isnan(value)}
+    now = int(1000 * time.time())
+    client.log_batch(parent_id, metrics=[Metric(name, value, now, epochs) for name, value in values.items()])
+    run = client.get_run(parent_id)
+    client.log_figure(
+        parent_id, plot_learning_curves(curves, f"{run.info.run_name}, {int(values['n'])} seeds"), "learning_curves.png"
+    )
+    client.set_tag(parent_id, "mlflow.note.content", results_table(metrics, summaries))
+
+
+def results_table(metrics: Mapping[str, Mapping[int, float]], summaries: Mapping[str, Summary]) -> str:
+    """Markdown: a row per seed, then mean, sample standard deviation and 95 % interval."""
+    names = list(metrics)
+    rows = ["| seed | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    for seed in sorted(metrics[names[0]]):
+        rows.append(f"| {seed} | " + " | ".join(f"{metrics[name][seed]:.4f}" for name in names) + " |")
+    for label, text in (
+        ("mean", lambda s: f"{s.mean:.4f}"),
+        ("std", lambda s: f"{s.std:.4f}"),
+        ("95 % interval", lambda s: f"{s.ci_low:.4f} to {s.ci_high:.4f}"),
+    ):
+        rows.append(f"| **{label}** | " + " | ".join(text(summaries[name]) for name in names) + " |")
+    return "\n".join(rows)
