@@ -22,8 +22,8 @@ class NonFiniteLoss(UserError):
 class Classifier(LightningModule):
     """From (b, 32, 32, 3) uint8 images to (b, classes) logits; normalises by channel `mean` and `std` itself.
 
-    Logs `{train,val,test}/{loss,acc}`, `lr` and `epoch_seconds` with the number of completed epochs as the step, and
-    keeps the counts of each stage's last epoch in `confusion[stage]` ((classes, classes), rows true, columns predicted).
+    Logs `{train,val,test}/{loss,acc}`, `lr` and `epoch_seconds` with the number of completed epochs as the step.
+    Keeps the counts of each stage's last epoch in `confusion[stage]`, (classes, classes), rows true, columns predicted.
     Raises NonFiniteLoss, which names epoch and step, at the end of the epoch in which it happened.
     """
 

@@ -28,11 +28,13 @@ from cifar_lab.sources import (
 
 ARCHIVE = "cifar-10-python.tar.gz"
 FOLDER = "cifar-10-batches-py"
+SIZE = 170_498_071  # bytes of the archive
+PIECE = 1 << 20
 CONNECT_SECONDS = 10
 
 
 def download() -> Path:
-    """Fetch the official archive into data/, whole or not at all. Raises Unreachable, or DataError for a bad checksum."""
+    """Fetch the official archive into data/. Raises Unreachable, or DataError for a bad checksum."""
     from torchvision.datasets import CIFAR10
 
     host = urllib.parse.urlparse(CIFAR10.url).hostname
@@ -41,14 +43,16 @@ def download() -> Path:
         response = urllib.request.urlopen(CIFAR10.url, timeout=CONNECT_SECONDS)
     except OSError as error:
         raise Unreachable(f"can't be downloaded from {host} ({getattr(error, 'reason', error)})") from None
+    size = int(response.headers.get("Content-Length", SIZE))
     with response, staged(DATA / ARCHIVE) as path, path.open("wb") as file:
-        pieces = -(-int(response.headers.get("Content-Length", 0)) // (1 << 20))
-        for _ in progress(range(pieces), f"downloading {ARCHIVE}"):
+        for _ in progress(range(-(-size // PIECE)), f"downloading {ARCHIVE}"):
             try:
-                piece = response.read(1 << 20)
+                piece = response.read(PIECE)
             except (OSError, http.client.HTTPException) as error:
                 raise Unreachable(f"the download from {host} broke off ({error})") from None
             file.write(piece)
+        if file.tell() < size:
+            raise Unreachable(f"the download from {host} broke off after {file.tell():,} of {size:,} bytes")
         file.flush()
         _verify(path, CIFAR10.tgz_md5, f"the download from {host}")
     return DATA / ARCHIVE

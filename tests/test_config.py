@@ -1,0 +1,85 @@
+import pytest
+
+from cifar_lab.config import UsageError, load_config
+
+
+def write(tmp_path, text):
+    path = tmp_path / "x.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_file_says_only_what_differs_and_overrides_win(tmp_path):
+    path = write(tmp_path, '[model]\nkind = "cnn"\nwidth = 8\n[optim]\nlearning_rate = 0.2\n')
+    config = load_config(path, ["optim.learning_rate=5e-4", "data.flip=false", "trainer.precision=bf16"])
+    assert (config.model.width, config.model.depth) == (8, 2)
+    assert config.optim.learning_rate == 5e-4
+    assert (config.data.flip, config.trainer.precision) == (False, "bf16")
+
+
+def test_dumped_config_loads_to_the_same_config(tmp_path):
+    config = load_config(write(tmp_path, '[model]\nkind = "linear"\n'), ["data.val_size=50"])
+    assert load_config(write(tmp_path, config.toml())) == config
+
+
+def test_hash_depends_on_every_setting_and_on_the_images_only(tmp_path):
+    path = write(tmp_path, '[model]\nkind = "cnn"\n')
+    config = load_config(path)
+    assert config.hash("a") == load_config(path, ["trainer.epochs=8"]).hash("a")
+    others = [load_config(path, [f"{key}={value}"]) for key, value in CHANGES.items()]
+    assert set(CHANGES) | {"model.kind"} == set(config.flat())
+    assert len({other.hash("a") for other in [config, *others]} | {config.hash("b")}) == len(others) + 2
+
+
+CHANGES = {
+    "model.width": 17,
+    "model.depth": 1,
+    "data.val_size": 9,
+    "data.split_seed": 1,
+    "data.flip": "false",
+    "data.translate": 0,
+    "optim.learning_rate": 1,
+    "optim.momentum": 0,
+    "optim.weight_decay": 0,
+    "optim.label_smoothing": 0.1,
+    "optim.warmup": 0,
+    "trainer.epochs": 1,
+    "trainer.batch_size": 1,
+    "trainer.precision": "fp32",
+    "trainer.threads": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "message"),
+    [
+        ('[model]\nkind = "cnn"\nwidht = 3\n', None, "unknown key model.widht; known here: kind, width, depth"),
+        ('[model]\nkind = "linear"\n', "model.width=3", "unknown key model.width; known here: kind"),
+        ('[model]\nkind = "cnn"\n', "optimizer.lr=3", "unknown key optimizer; known here: model, data, optim, trainer"),
+        (
+            '[model]\nkind = "cnn"\n',
+            "optim.learning_rate=fast",
+            "optim.learning_rate = 'fast': Input should be a valid",
+        ),
+        ('[model]\nkind = "cnn"\n', "optim.learning_rate=nan", "optim.learning_rate = nan: Input should be a finite"),
+        ('[model]\nkind = "cnn"\n', "data.flip=1", "data.flip = 1: Input should be a valid boolean"),
+        ('[model]\nkind = "cnn"\n', "trainer.epochs=0", "trainer.epochs = 0: Input should be greater than or equal to"),
+        ('[model]\nkind = "tree"\n', None, "model.kind = 'tree': use linear or cnn"),
+        ('[model]\nkind = "cnn"\n', "epochs=3", "write --set section.key=value"),
+        ("[data]\n", None, "model is missing"),
+        ("model = 3\n", "model.width=3", "model is not a section; write [model]"),
+        ("[model\n", None, "Expected ']'"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(tmp_path, text, override, message):
+    with pytest.raises(UsageError) as caught:
+        load_config(write(tmp_path, text), [override] if override else [])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_experiment_lists_the_known_ones(workplace):
+    (workplace / "experiments").mkdir()
+    (workplace / "experiments" / "mine.toml").write_text("")
+    with pytest.raises(UsageError, match="no experiment 'yours'; experiments/ has: mine"):
+        load_config("yours")

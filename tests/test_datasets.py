@@ -1,0 +1,330 @@
+import errno
+import functools
+import hashlib
+import http.server
+import multiprocessing
+import os
+import pickle
+import shutil
+import socket
+import tarfile
+import threading
+import time
+import zipfile
+
+import numpy as np
+import pytest
+from conftest import write_images
+from PIL import Image
+from torchvision.datasets import CIFAR10
+
+from cifar_lab import official
+from cifar_lab.datasets import load_dataset, open_dataset
+from cifar_lab.sources import CLASSES, DataError
+
+pytestmark = pytest.mark.usefixtures("workplace")
+
+
+def pack(folder, archive):
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w") as file:
+            for path in sorted(folder.rglob("*.*")):
+                file.write(path, path.relative_to(folder.parent))
+    else:
+        with tarfile.open(archive, "w:gz") as file:
+            file.add(folder, folder.name)
+    return archive
+
+
+def leftovers(workplace):
+    """Everything under data/ but the lock and finished caches."""
+    return [str(path) for path in workplace.glob("data/**/*") if path.name.startswith(".") and path.name != ".lock"]
+
+
+# --- image files ---
+
+
+@pytest.mark.parametrize("name", ["images", "cifar10.tar.gz", "CIFAR-10_images.zip"])
+def test_image_files_read_the_same_from_folder_and_archives(image_folder, tmp_path, name):
+    place = image_folder if name == "images" else pack(image_folder, tmp_path / name)
+    dataset, stand_in_because = load_dataset("cifar10", place)
+    assert (dataset.name, dataset.title, dataset.classes, stand_in_because) == (
+        "cifar10-png",
+        "CIFAR-10 (PNG copy)",
+        CLASSES,
+        "",
+    )
+    assert dataset.images["train"].shape == (120, 32, 32, 3)
+    assert dataset.labels["test"].tolist() == sorted([*range(10)] * 4)
+    for split, label, index in (("train", 3, 5), ("test", 9, 2)):
+        file = image_folder / split / CLASSES[label] / f"{index:04}.png"
+        per_class = len(dataset.labels[split]) // 10
+        np.testing.assert_array_equal(dataset.images[split][label * per_class + index], np.asarray(Image.open(file)))
+    pixels = dataset.images["train"] / 255
+    np.testing.assert_allclose(dataset.mean, pixels.mean(axis=(0, 1, 2)))
+    np.testing.assert_allclose(dataset.std, pixels.std(axis=(0, 1, 2)))
+
+
+def test_digest_is_of_the_images_not_of_their_packing(image_folder, tmp_path):
+    folder, _ = load_dataset("auto", image_folder)
+    archive, _ = load_dataset("auto", pack(image_folder, tmp_path / "cifar10.zip"))
+    assert folder.digest == archive.digest
+    assert folder.folder != archive.folder
+    (image_folder / "test" / "cat" / "0000.png").unlink()
+    changed, _ = load_dataset("auto", image_folder)
+    assert changed.digest != folder.digest
+
+
+def test_jpeg_files_are_named_as_the_copy_they_are(tmp_path):
+    dataset, _ = load_dataset("auto", write_images(tmp_path / "x", (1, 1), "jpg"))
+    assert (dataset.name, dataset.title) == ("cifar10-jpeg", "CIFAR-10 (JPEG copy)")
+
+
+def test_places_are_searched_in_order(workplace):
+    write_images(workplace.parent / "shared" / "data", (1, 1), "jpg")
+    assert load_dataset("auto")[0].name == "cifar10-jpeg"
+    write_images(workplace / "data" / "any name", (1, 1), "png")
+    assert load_dataset("auto")[0].name == "cifar10-png"
+    assert load_dataset("auto", workplace.parent / "shared" / "data")[0].name == "cifar10-jpeg"
+
+
+def cut_short(folder, archive):
+    data = pack(folder, archive).read_bytes()
+    archive.write_bytes(data[: len(data) // 2])
+
+
+def no_archive(folder, archive):
+    archive.write_bytes(b"hello" * 100)
+
+
+def no_class(folder, archive):
+    shutil.rmtree(folder / "train" / "cat")
+
+
+def other_class(folder, archive):
+    (folder / "train" / "cat").rename(folder / "train" / "lion")
+
+
+def no_split(folder, archive):
+    shutil.rmtree(folder / "test")
+    (folder / "test").mkdir()
+
+
+def wrong_size(folder, archive):
+    Image.new("RGB", (28, 28)).save(folder / "test" / "dog" / "0001.png")
+
+
+def no_image(folder, archive):
+    (folder / "test" / "dog" / "0001.png").write_text("not a picture")
+
+
+def half_image(folder, archive):
+    file = folder / "test" / "dog" / "0001.png"
+    file.write_bytes(file.read_bytes()[:300])
+
+
+@pytest.mark.parametrize(
+    ("damage", "suffix", "message"),
+    [
+        (cut_short, "tar.gz", "is truncated, damaged or unreadable"),
+        (cut_short, "zip", "is truncated, damaged or unreadable"),
+        (no_archive, "tar.gz", "is truncated, damaged or unreadable"),
+        (no_archive, "zip", "is truncated, damaged or unreadable"),
+        (no_class, None, "train/ has no images of cat"),
+        (other_class, None, "train/lion is not a class of CIFAR-10; expected airplane"),
+        (no_split, None, "the split test/ has no images"),
+        (wrong_size, None, "test/dog/0001.png is 28x28, not 32x32"),
+        (no_image, None, "test/dog/0001.png is not a readable image"),
+        (half_image, None, "test/dog/0001.png is not a readable image"),
+    ],
+)
+def test_damaged_image_files_are_named_in_one_line(image_folder, workplace, damage, suffix, message):
+    place = image_folder if suffix is None else image_folder.parent / f"cifar10.{suffix}"
+    damage(image_folder, place)
+    with pytest.raises(DataError) as caught:
+        load_dataset("auto", place)
+    assert message in str(caught.value)
+    assert str(place) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list(workplace.glob("data/cache/*"))
+    assert not leftovers(workplace)
+
+
+def test_a_place_without_images_says_what_was_expected(tmp_path):
+    with pytest.raises(DataError, match=r"no CIFAR-10 in .*: expected cifar-10-python.tar.gz"):
+        load_dataset("auto", tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        load_dataset("auto", tmp_path / "nowhere")
+
+
+# --- the original files ---
+
+
+class Exploit:
+    def __reduce__(self):
+        return os.mkdir, ("exploited",)
+
+
+@pytest.fixture
+def small_official(tmp_path, monkeypatch):
+    """An archive of the official layout with 100 + 10 images, whose checksums torchvision is told to expect."""
+    folder = tmp_path / "source" / official.FOLDER
+    folder.mkdir(parents=True)
+    noise = np.random.default_rng(0)
+
+    def write(name, content):
+        (folder / name).write_bytes(pickle.dumps(content))
+        return hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    def batch(n):
+        return {"data": noise.integers(0, 256, (n, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(n)]}
+
+    train = [[f"data_batch_{i}", write(f"data_batch_{i}", batch(20))] for i in range(1, 6)]
+    meta = {"filename": "batches.meta", "key": "label_names"}
+    monkeypatch.setattr(CIFAR10, "train_list", train)
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", write("test_batch", batch(10))]])
+    monkeypatch.setattr(CIFAR10, "meta", {**meta, "md5": write("batches.meta", {"label_names": list(CLASSES)})})
+    archive = pack(folder, folder.parent / official.ARCHIVE)
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    return archive
+
+
+def serve(folder, monkeypatch, handler=http.server.SimpleHTTPRequestHandler):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{server.server_address[1]}/{official.ARCHIVE}")
+
+
+@pytest.mark.parametrize("form", ["archive", "folder"])
+def test_official_files_read_through_torchvision(small_official, form):
+    place = small_official if form == "archive" else small_official.parent / official.FOLDER
+    dataset, _ = load_dataset("cifar10", place)
+    assert (dataset.name, dataset.title) == ("cifar10", "CIFAR-10")
+    assert dataset.labels["train"].tolist() == [*range(10)] * 10
+    content = pickle.loads((small_official.parent / official.FOLDER / "data_batch_1").read_bytes())
+    np.testing.assert_array_equal(dataset.images["train"][3], content["data"][3].reshape(3, 32, 32).transpose(1, 2, 0))
+
+
+def test_download_is_verified_and_kept(small_official, workplace, monkeypatch):
+    serve(small_official.parent, monkeypatch)
+    assert load_dataset("auto")[0].name == "cifar10"
+    assert (workplace / "data" / official.ARCHIVE).read_bytes() == small_official.read_bytes()
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:1/")
+    assert load_dataset("cifar10")[0].name == "cifar10"
+
+
+def test_download_of_a_wrong_file_is_refused(small_official, workplace, monkeypatch):
+    serve(small_official.parent, monkeypatch)
+    monkeypatch.setattr(CIFAR10, "tgz_md5", "0" * 32)
+    with pytest.raises(DataError, match=r"the download from 127.0.0.1 is truncated or not the official file"):
+        load_dataset("auto")
+    assert not (workplace / "data" / official.ARCHIVE).exists()
+    assert not leftovers(workplace)
+
+
+class BreaksOff(http.server.SimpleHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "5000000")
+        self.end_headers()
+        self.wfile.write(b"x" * 1000)
+
+
+@pytest.mark.parametrize("trouble", ["refused", "no such host", "silent", "breaks off", "not found"])
+def test_without_network_digits_stand_in_or_cifar10_fails(tmp_path, workplace, monkeypatch, trouble):
+    monkeypatch.setattr(official, "CONNECT_SECONDS", 0.5)
+    silent = socket.create_server(("127.0.0.1", 0))
+    urls = {"refused": "127.0.0.1:1", "no such host": "nowhere.invalid"}
+    monkeypatch.setattr(CIFAR10, "url", f"http://{urls.get(trouble, f'127.0.0.1:{silent.getsockname()[1]}')}/x")
+    if trouble in ("breaks off", "not found"):
+        serve(tmp_path, monkeypatch, BreaksOff if trouble == "breaks off" else http.server.SimpleHTTPRequestHandler)
+    started = time.monotonic()
+    with pytest.raises(DataError, match=r"not in data/ or ../shared/data/ and .*download.*; put it there or give"):
+        load_dataset("cifar10")
+    assert time.monotonic() - started < 5
+    dataset, stand_in_because = load_dataset("auto")
+    assert (dataset.name, len(dataset.labels["train"]), len(dataset.labels["test"])) == ("digits", 1437, 360)
+    assert "download" in stand_in_because
+    assert not leftovers(workplace)
+
+
+def test_nothing_unverified_is_unpickled(small_official, workplace):
+    folder = small_official.parent / official.FOLDER
+    (folder / "data_batch_1").write_bytes(pickle.dumps(Exploit()))
+    with pytest.raises(DataError, match="not the official CIFAR-10: a file is missing or its checksum is wrong"):
+        load_dataset("auto", folder)
+    small_official.unlink()
+    with pytest.raises(DataError, match="is truncated or not the official file"):
+        load_dataset("auto", pack(folder, small_official))
+    assert not (workplace / "exploited").exists()
+    assert not leftovers(workplace)
+
+
+def test_truncated_official_archive_is_refused(small_official):
+    small_official.write_bytes(small_official.read_bytes()[:-100])
+    with pytest.raises(DataError, match="is truncated or not the official file"):
+        load_dataset("auto", small_official)
+
+
+# --- the cache ---
+
+
+def test_cache_opens_at_once_without_decoding(image_folder, monkeypatch):
+    first, _ = load_dataset("auto", image_folder)
+    monkeypatch.setattr(Image, "open", None)
+    again, _ = load_dataset("auto", image_folder)
+    assert again.digest == open_dataset(first.folder).digest == first.digest
+
+
+def test_damaged_cache_is_noticed(image_folder):
+    dataset, _ = load_dataset("auto", image_folder)
+    file = dataset.folder / "images_train.npy"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DataError, match="damaged; delete it and start again"):
+        load_dataset("auto", image_folder)
+    (dataset.folder / "meta.json").unlink()
+    with pytest.raises(DataError, match=r"damaged .*; delete it and start again"):
+        load_dataset("auto", image_folder)
+
+
+def load_digest(place, digests):
+    digests.put(load_dataset("auto", place)[0].digest)
+
+
+def test_two_processes_may_start_at_once(image_folder, workplace):
+    context = multiprocessing.get_context("fork")
+    digests = context.Queue()
+    processes = [context.Process(target=load_digest, args=(image_folder, digests)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    found = {digests.get(timeout=60) for _ in processes}
+    for process in processes:
+        process.join()
+    assert len(found) == 1
+    assert len(list(workplace.glob("data/cache/*"))) == 1
+    assert not leftovers(workplace)
+
+
+def test_full_disk_leaves_nothing_behind(image_folder, workplace, monkeypatch):
+    def full(path, array):
+        path.write_bytes(b"x")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        load_dataset("auto", image_folder)
+    assert not list(workplace.glob("data/cache/*"))
+    assert not leftovers(workplace)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become a user without permission")
+def test_missing_permission_is_an_os_error_that_names_the_path(image_folder, workplace):
+    workplace.chmod(0o755)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(OSError, match="Permission denied"):
+            load_dataset("digits")
+    finally:
+        os.seteuid(0)
