@@ -125,7 +125,7 @@ def experiment(options: argparse.Namespace) -> int:
 
 def ui(options: argparse.Namespace) -> int:
     """Become MLflow's UI."""
-    from cifar_lab.experiment import start_ui
+    from cifar_lab.ui import start_ui
 
     start_ui(options.port)
 

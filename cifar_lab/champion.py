@@ -1,10 +1,6 @@
-"""The best run's model in the registry, and saved views of the UI that show it on top."""
+"""The best run's model in the registry."""
 
-import base64
-import json
 import tempfile
-import time
-import zlib
 from importlib.metadata import version
 
 import mlflow
@@ -21,7 +17,6 @@ from cifar_lab.datasets import Dataset
 from cifar_lab.models import Probabilities, make_model
 
 ALIAS = "champion"
-VIEWS = ("leaderboard", "averages")
 
 
 def crown(client: MlflowClient, best: Run, dataset: Dataset) -> None:
@@ -64,38 +59,3 @@ def load_model(client: MlflowClient, run: Run, dataset: Dataset) -> torch.nn.Mod
     model = make_model(config, dataset)
     model.load_state_dict(checkpoint["state_dict"])
     return model
-
-
-def save_views(client: MlflowClient, experiment_id: str) -> None:
-    """Store the VIEWS of the runs table in the experiment: each run by val/acc, and averages by experiment file.
-
-    The format is MLflow 3.17's own and undocumented; another version shows its default columns instead.
-    """
-    columns = ["metrics.`val/acc`", "metrics.`test/acc`", "tags.`experiment`", "tags.`seed`"]
-    average = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "experiment"}]}
-    for name, group in zip(VIEWS, (None, average), strict=True):
-        state = {
-            "searchFilter": "tags.kind = 'run'",
-            "orderByKey": "metrics.`val/acc`",
-            "orderByAsc": False,
-            "startTime": "ALL",
-            "lifecycleFilter": "Active",
-            "datasetsFilter": [],
-            "modelVersionFilter": "All Runs",
-            "selectedColumns": columns,
-            "columnOrder": [],
-            "columnWidths": {},
-            "runsHiddenMode": "FIRST_10_RUNS",
-            "viewMaximized": False,
-            "runListHidden": False,
-            "isAccordionReordered": False,
-            "useGroupedValuesInCharts": True,
-            "hideEmptyCharts": True,
-            "groupBy": group,
-            "groupsExpanded": {},
-            "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
-        }
-        packed = "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
-        now = int(1000 * time.time())
-        view = {"name": name.capitalize(), "createdAt": now, "updatedAt": now, "state": packed}
-        client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{name}", json.dumps(view))

@@ -1,11 +1,8 @@
 """The main job, from checked arguments to the last line on the terminal: plan, train, summarise, name the best run."""
 
-import os
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 from mlflow.tracking import MlflowClient
@@ -13,14 +10,12 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from cifar_lab import champion, repeat, runs, tracking
+from cifar_lab import champion, repeat, runs, store, ui
 from cifar_lab.comparison import summarise
-from cifar_lab.config import Config, UserError
+from cifar_lab.config import Config
 from cifar_lab.datasets import Dataset
 from cifar_lab.progress import clock
 from cifar_lab.train import resolve_accelerator, resolve_config
-
-UI_PORT = 5000
 
 
 def run_experiments(
@@ -37,9 +32,9 @@ def run_experiments(
     configs = {name: resolve_config(config, dataset, accelerator) for name, config in configs.items()}
     announcement = _announcement(dataset, stand_in_because)
     console.print(announcement)
-    client = tracking.connect()
-    experiment_id = tracking.open_experiment(client, dataset)
-    champion.save_views(client, experiment_id)
+    client = store.connect()
+    experiment_id = store.open_experiment(client, dataset.name)
+    ui.save_views(client, experiment_id)
     plan = repeat.plan(client, experiment_id, configs, seeds, dataset, accelerator)
     jobs = repeat.choose_jobs(jobs, plan, accelerator)
     for item in plan:
@@ -47,7 +42,7 @@ def run_experiments(
     failed, interrupted = repeat.train_missing(client, plan, dataset, accelerator, jobs, console)
     console.print(_results(client, plan))
     if not interrupted:
-        for line in [*_crown(client, experiment_id, plan[0], dataset), *view_addresses(client, experiment_id)]:
+        for line in [*_crown(client, experiment_id, plan[0], dataset), *ui.view_addresses(client, experiment_id)]:
             console.print(line, soft_wrap=True)
     if stand_in_because:
         console.print(announcement)
@@ -91,7 +86,7 @@ def _crown(client: MlflowClient, experiment_id: str, item: repeat.Repeats, datas
         return ["no run has finished, so there is no best run"]
     champion.crown(client, best, dataset)
     val, test = (f"{stage} acc {best.data.metrics[f'{stage}/acc']:.2%}" for stage in ("val", "test"))
-    address = f"{_server(UI_PORT)}/#/experiments/{experiment_id}/runs/{best.info.run_id}"
+    address = f"{ui.server()}/#/experiments/{experiment_id}/runs/{best.info.run_id}"
     environment = Path(sys.prefix)
     python = f"{environment.name}/bin/python" if environment.parent == Path.cwd() else "python"
     model = f"mlflow.pyfunc.load_model('models:/{dataset.name}@{champion.ALIAS}')"
@@ -101,30 +96,3 @@ def _crown(client: MlflowClient, experiment_id: str, item: repeat.Repeats, datas
         f"look at it: make ui, then open {address}",
         f'use it: {python} -c "import mlflow, numpy as np; print({model}.predict({images}))"',
     ]
-
-
-def view_addresses(client: MlflowClient, experiment_id: str, port: int = UI_PORT) -> list[str]:
-    """A line with the address of each saved view of an MLflow experiment."""
-    name = client.get_experiment(experiment_id).name
-    page = f"{_server(port)}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey="
-    return [f"{name} {view}: {page}{view}" for view in champion.VIEWS]
-
-
-def _server(port: int) -> str:
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    return uri.rstrip("/") if uri.startswith("http") else f"http://127.0.0.1:{port}"
-
-
-def start_ui(port: int) -> NoReturn:
-    """Print the addresses of the saved views, then become MLflow's UI, lean and on 127.0.0.1. Raises UserError."""
-    if not tracking.DATABASE.exists():
-        raise UserError(f"no {tracking.DATABASE} here; run make experiment first")
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise UserError(f"port {port} is in use; give another, such as make ui PORT={port + 1}")
-    client = tracking.connect()
-    for found in client.search_experiments(filter_string="name != 'Default'"):
-        print("\n".join(view_addresses(client, found.experiment_id, port)), flush=True)
-    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # its job runners are idle here, and 1.3 GB
-    command = ["-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    os.execv(sys.executable, [sys.executable, *command])

@@ -68,7 +68,9 @@ def _read_images(path: Path, members: Callable[[], Iterator[Member]]) -> Images:
             kinds.add(kind[1:])
             found[split, label].append((file, _pixels(read, size, f"{path}: {split}/{label}/{file}")))
     except DAMAGED as error:
-        raise DataError(f"{path} is truncated, damaged or unreadable ({str(error).partition(chr(10))[0] or type(error).__name__})") from None
+        raise DataError(
+            f"{path} is truncated, damaged or unreadable ({str(error).partition(chr(10))[0] or type(error).__name__})"
+        ) from None
     for split in SPLITS:
         empty = [name for name in CLASSES if not found[split, name]]
         if len(empty) == len(CLASSES):

@@ -54,14 +54,21 @@ class Classifier(LightningModule):
         self.losses[stage] = []
         self.confusion[stage] = torch.zeros(self.classes, self.classes, dtype=torch.int64, device=self.device)
 
-    def end_stage(self, stage: str) -> None:
-        losses, count = torch.stack(self.losses[stage]), self.confusion[stage].sum()
+    def total_loss(self, stage: str) -> Tensor:
+        losses = torch.stack(self.losses[stage])
         if not losses.isfinite().all():
             step = int(losses.isfinite().logical_not().nonzero()[0])
             where = f"epoch {self.current_epoch + 1}, step {step + 1} of {len(losses)}"
             raise NonFiniteLoss(f"{stage} loss is {losses[step].item()} at {where}; try a smaller learning rate")
+        return losses.sum()
+
+    def end_stage(self, stage: str) -> None:
+        count = self.confusion[stage].sum()
         completed = self.current_epoch + (stage != "test")  # after a fit, its last epoch is counted already
-        values = {f"{stage}/loss": losses.sum() / count, f"{stage}/acc": self.confusion[stage].trace() / count}
+        values = {
+            f"{stage}/loss": self.total_loss(stage) / count,
+            f"{stage}/acc": self.confusion[stage].trace() / count,
+        }
         if stage == "train":
             values |= {"lr": self.lr_schedulers().get_last_lr()[0], "epoch_seconds": time.perf_counter() - self.started}
         self.log_dict({**values, "step": float(completed)})
@@ -80,6 +87,7 @@ class Classifier(LightningModule):
         self.start_stage("train")
 
     def on_validation_epoch_start(self) -> None:
+        self.total_loss("train")  # of a broken training the first broken step is what to report
         self.start_stage("val")
 
     def on_test_epoch_start(self) -> None:

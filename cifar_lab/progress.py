@@ -54,7 +54,7 @@ class Progress:
                 described = ", ".join(f"{column} {text}" for column, text in zip(COLUMNS[1:], texts, strict=True))
                 self.console.print(
                     f"{clock(time.time() - self.started)}  {name}: {described}  [{done} of {self.total} runs done]",
-                    markup=False,
+                    soft_wrap=True,
                 )
 
     def _running(self, parent: Run) -> list[Run]:

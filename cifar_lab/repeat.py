@@ -17,7 +17,7 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 
-from cifar_lab import runs, tracking
+from cifar_lab import runs, store, tracking
 from cifar_lab.config import Config, UsageError, UserError
 from cifar_lab.datasets import Dataset, open_dataset
 from cifar_lab.progress import Progress
@@ -83,7 +83,7 @@ def train_missing(
     """
     for r in repeats:
         if r.missing:
-            client.update_run(r.parent.info.run_id, "RUNNING")
+            tracking.reopen_parent(client, r.parent.info.run_id)
     failed: dict[str, str] = {}
     total = sum(len(r.missing) for r in repeats)
     if not total:
@@ -115,7 +115,7 @@ def train_missing(
 
 def train_one(parent_id: str, name: str, config: Config, seed: int, dataset_folder: Path, accelerator: str) -> None:
     """Train and track one run; the body of a worker process."""
-    client = tracking.connect()
+    client = store.connect()
     dataset = open_dataset(dataset_folder)
     try:
         with (
@@ -145,7 +145,7 @@ def summarise_repeats(client: MlflowClient, repeats: Repeats) -> list[Run]:
         }
         tracking.log_repeats(client, parent.info.run_id, values, curves)
     seeds = {int(run.data.tags["seed"]) for run in finished}
-    client.set_terminated(parent.info.run_id, "FINISHED" if seeds.issuperset(repeats.seeds) else "FAILED")
+    tracking.end_parent(client, parent.info.run_id, seeds.issuperset(repeats.seeds))
     return finished
 
 

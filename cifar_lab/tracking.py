@@ -1,8 +1,6 @@
 """The only writer to MLflow: experiments, parent and child runs, their parameters, metrics, tags and artifacts."""
 
 import json
-import logging
-import os
 import platform
 import subprocess
 import time
@@ -15,7 +13,6 @@ import mlflow
 import numpy as np
 import pytorch_lightning
 import torch
-from filelock import FileLock
 from mlflow.entities import Dataset as DatasetEntity
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run
 from mlflow.tracking import MlflowClient
@@ -28,42 +25,10 @@ from cifar_lab.config import Config, UserError
 from cifar_lab.datamodule import split_digest
 from cifar_lab.datasets import Dataset
 from cifar_lab.figures import plot_confusion, plot_learning_curves, to_pixels
-from cifar_lab.sources import file_digest, staged
+from cifar_lab.sources import file_digest
 from cifar_lab.train import Result
 
-DATABASE = Path("mlflow.db")
-ARTIFACTS = Path("mlruns")
 REPOSITORY = Path(__file__).resolve().parent.parent
-STAGES = ("train", "val")
-
-
-def connect() -> MlflowClient:
-    """Client of MLFLOW_TRACKING_URI, or of `mlflow.db` here, which is made if it is not there yet."""
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DATABASE.resolve()}"
-    if uri.startswith("sqlite:///"):
-        database = Path(uri.removeprefix("sqlite:///"))
-        with FileLock(f"{database}.lock"):  # MLflow's own creation of a database fails if two do it at once
-            logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # not each step of it
-            if not database.exists():
-                with staged(database) as path:
-                    MlflowClient(f"sqlite:///{path}").search_experiments()
-    mlflow.set_tracking_uri(uri)
-    return MlflowClient(uri)
-
-
-def open_experiment(client: MlflowClient, dataset: Dataset) -> str:
-    """Id of the MLflow experiment that holds all runs on `dataset`. Raises UserError if it was deleted."""
-    experiment = client.get_experiment_by_name(dataset.name)
-    if experiment is None:
-        local = client.tracking_uri.startswith("sqlite:///")
-        return client.create_experiment(
-            dataset.name, artifact_location=str((ARTIFACTS / dataset.name).resolve()) if local else None
-        )
-    if experiment.lifecycle_stage == "deleted":
-        restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
-        raise UserError(f"the MLflow experiment {dataset.name} was deleted; restore it: {restore}")
-    return experiment.experiment_id
 
 
 def run_tags(name: str, config: Config, dataset: Dataset, accelerator: str) -> dict[str, str]:
@@ -164,6 +129,16 @@ class ConfusionImages(Callback):
         epoch = trainer.current_epoch + 1
         figure = plot_confusion(module.confusion["val"].cpu().numpy(), self.classes, f"validation, epoch {epoch}")
         self.client.log_image(self.run_id, to_pixels(figure), key="val_confusion", step=epoch)
+
+
+def reopen_parent(client: MlflowClient, run_id: str) -> None:
+    """Show the parent run as running again."""
+    client.update_run(run_id, "RUNNING")
+
+
+def end_parent(client: MlflowClient, run_id: str, complete: bool) -> None:
+    """End the parent run: FINISHED if every run that was asked for is, else FAILED."""
+    client.set_terminated(run_id, "FINISHED" if complete else "FAILED")
 
 
 def log_result(

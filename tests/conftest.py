@@ -1,8 +1,17 @@
+import os
+import pathlib
+import subprocess
+import sys
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
+from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from cifar_lab.sources import CLASSES
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 
 def write_images(folder, per_class=(12, 4), suffix="png"):
@@ -31,3 +40,40 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.delenv("CIFAR_LAB_DATA", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return folder
+
+
+@dataclass
+class Tracked:
+    """A folder in which `cifar_lab experiment` ran."""
+
+    folder: pathlib.Path
+    output: str
+    client: MlflowClient
+    experiment_id: str
+
+    def runs(self, condition=""):
+        return self.client.search_runs([self.experiment_id], condition, order_by=["attributes.start_time ASC"])
+
+    def artifacts(self, run, path=None):
+        found = self.client.list_artifacts(run.info.run_id, path)
+        return sorted(name for a in found for name in (self.artifacts(run, a.path) if a.is_dir else [a.path]))
+
+
+def start_experiment(folder, *arguments, wait=True):
+    experiments = [str(REPOSITORY / "experiments" / f"{name}.toml") for name in ("linear", "cnn")]
+    command = [sys.executable, "-m", "cifar_lab", "experiment", *experiments, "--data", "digits", *arguments]
+    environment = {k: v for k, v in os.environ.items() if k not in ("CIFAR_LAB_DATA", "MLFLOW_TRACKING_URI")}
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    return (process, process.communicate()[0]) if wait else process
+
+
+@pytest.fixture(scope="session")
+def tracked(tmp_path_factory):
+    """Both models with seeds 0 and 1 for 2 epochs on digits."""
+    folder = tmp_path_factory.mktemp("tracked")
+    process, output = start_experiment(folder, "--seeds", "2", "--epochs", "2")
+    assert process.returncode == 0, output
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    return Tracked(folder, output, client, client.get_experiment_by_name("digits").experiment_id)

@@ -1,0 +1,42 @@
+"""Where the runs are kept: `mlflow.db` and `mlruns/` in the current directory, or the server of MLFLOW_TRACKING_URI."""
+
+import logging
+import os
+from pathlib import Path
+
+import mlflow
+from filelock import FileLock
+from mlflow.tracking import MlflowClient
+
+from cifar_lab.config import UserError
+from cifar_lab.sources import staged
+
+DATABASE = Path("mlflow.db")
+ARTIFACTS = Path("mlruns")
+
+
+def connect() -> MlflowClient:
+    """Client of MLFLOW_TRACKING_URI, or of `mlflow.db` here, which is made if it is not there yet."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DATABASE.resolve()}"
+    if uri.startswith("sqlite:///"):
+        database = Path(uri.removeprefix("sqlite:///"))
+        with FileLock(f"{database}.lock"):  # MLflow's own creation of a database fails if two do it at once
+            logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # not each step of it
+            if not database.exists():
+                with staged(database) as path:
+                    MlflowClient(f"sqlite:///{path}").search_experiments()
+    mlflow.set_tracking_uri(uri)
+    return MlflowClient(uri)
+
+
+def open_experiment(client: MlflowClient, name: str) -> str:
+    """Id of the MLflow experiment that holds all runs on one data set. Raises UserError if it was deleted."""
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        local = client.tracking_uri.startswith("sqlite:///")
+        return client.create_experiment(name, artifact_location=str((ARTIFACTS / name).resolve()) if local else None)
+    if experiment.lifecycle_stage == "deleted":
+        restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+        raise UserError(f"the MLflow experiment {name} was deleted; restore it: {restore}")
+    return experiment.experiment_id

@@ -1,0 +1,81 @@
+"""MLflow's UI, started lean, and saved views of its runs table that show what matters here."""
+
+import base64
+import json
+import os
+import socket
+import sys
+import time
+import zlib
+from typing import NoReturn
+
+from mlflow.tracking import MlflowClient
+
+from cifar_lab.config import UserError
+from cifar_lab.store import DATABASE, connect
+
+PORT = 5000
+VIEWS = ("leaderboard", "averages")
+
+
+def save_views(client: MlflowClient, experiment_id: str) -> None:
+    """Store the VIEWS of the runs table in the experiment: each run by val/acc, and averages by experiment file.
+
+    The format is MLflow 3.17's own and undocumented; another version shows its default columns instead.
+    """
+    columns = ["metrics.`val/acc`", "metrics.`test/acc`", "tags.`experiment`", "tags.`seed`"]
+    average = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "experiment"}]}
+    for name, group in zip(VIEWS, (None, average), strict=True):
+        state = {
+            "searchFilter": "tags.kind = 'run'",
+            "orderByKey": "metrics.`val/acc`",
+            "orderByAsc": False,
+            "startTime": "ALL",
+            "lifecycleFilter": "Active",
+            "datasetsFilter": [],
+            "modelVersionFilter": "All Runs",
+            "selectedColumns": columns,
+            "columnOrder": [],
+            "columnWidths": {},
+            "runsHiddenMode": "FIRST_10_RUNS",
+            "viewMaximized": False,
+            "runListHidden": False,
+            "isAccordionReordered": False,
+            "useGroupedValuesInCharts": True,
+            "hideEmptyCharts": True,
+            "groupBy": group,
+            "groupsExpanded": {},
+            "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+        }
+        packed = "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+        now = int(1000 * time.time())
+        view = {"name": name.capitalize(), "createdAt": now, "updatedAt": now, "state": packed}
+        client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{name}", json.dumps(view))
+
+
+def view_addresses(client: MlflowClient, experiment_id: str, port: int = PORT) -> list[str]:
+    """A line with the address of each saved view of an MLflow experiment."""
+    name = client.get_experiment(experiment_id).name
+    page = f"{server(port)}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey="
+    return [f"{name} {view}: {page}{view}" for view in VIEWS]
+
+
+def server(port: int = PORT) -> str:
+    """Address of the UI: the tracking server's, or the local one's."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return uri.rstrip("/") if uri.startswith("http") else f"http://127.0.0.1:{port}"
+
+
+def start_ui(port: int) -> NoReturn:
+    """Print the addresses of the saved views, then become MLflow's UI, lean and on 127.0.0.1. Raises UserError."""
+    if not DATABASE.exists():
+        raise UserError(f"no {DATABASE} here; run make experiment first")
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise UserError(f"port {port} is in use; give another, such as make ui PORT={port + 1}")
+    client = connect()
+    for found in client.search_experiments(filter_string="name != 'Default'"):
+        print("\n".join(view_addresses(client, found.experiment_id, port)), flush=True)
+    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # its job runners are idle here, and 1.3 GB
+    command = ["-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    os.execv(sys.executable, [sys.executable, *command])

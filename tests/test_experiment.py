@@ -1,0 +1,195 @@
+"""The main job through the command line, on digits, read back through MLflow."""
+
+import csv
+import io
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+
+import mlflow
+import numpy as np
+import pytest
+from conftest import start_experiment
+
+from cifar_lab.config import load_config
+from cifar_lab.datasets import open_dataset
+
+pytestmark = pytest.mark.slow
+
+
+def test_two_parents_hold_two_finished_runs_each(tracked):
+    parents = tracked.runs("tags.kind = 'repeats'")
+    assert [parent.info.run_name for parent in parents] == ["linear", "cnn"]
+    for parent in parents:
+        children = tracked.runs(f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
+        names = {f"{parent.info.run_name}-seed{seed}" for seed in (0, 1)}
+        assert {child.info.run_name for child in children} == names
+        assert {child.data.tags["config_hash"] for child in children} == {parent.data.tags["config_hash"]}
+    assert {run.info.status for run in tracked.runs()} == {"FINISHED"}
+    assert len(tracked.runs()) == 6
+
+
+def test_every_epoch_is_logged_once_with_completed_epochs_as_the_step(tracked):
+    for run in tracked.runs("tags.kind = 'run'"):
+        for name in ("train/loss", "train/acc", "val/loss", "val/acc", "lr", "epoch_seconds"):
+            assert [point.step for point in tracked.client.get_metric_history(run.info.run_id, name)] == [1, 2], name
+        for name in ("test/loss", "test/acc"):
+            assert [point.step for point in tracked.client.get_metric_history(run.info.run_id, name)] == [2], name
+        assert set(run.data.metrics) == {*METRICS, "lr", "epoch_seconds"}
+
+
+METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc")
+
+
+def test_parameters_and_tags_say_what_ran(tracked):
+    for run in tracked.runs("tags.kind = 'run'"):
+        config = load_config(tracked.client.download_artifacts(run.info.run_id, "config.toml"))
+        assert run.data.params == {k: str(v) for k, v in {**config.flat(), "seed": run.data.tags["seed"]}.items()}
+        tags = run.data.tags
+        assert config.hash(open_dataset(next(tracked.folder.glob("data/cache/*"))).digest) == tags["config_hash"]
+        assert re.fullmatch("[0-9a-f]{40}|none", tags["mlflow.source.git.commit"])
+        assert tags["git_dirty"] in ("true", "false")
+        for name in ("lock_digest", "data_digest", "split_digest", "weights_digest", "device", "torch", "mlflow"):
+            assert tags[name]
+        (train, test) = run.inputs.dataset_inputs
+        assert [train.dataset.name, test.dataset.name] == ["digits-train", "digits-test"]
+        assert train.dataset.digest == tags["data_digest"]
+
+
+def test_no_tag_or_parameter_names_the_host_or_a_folder(tracked):
+    host = subprocess.run(["uname", "-n"], capture_output=True, text=True).stdout.strip()
+    for run in tracked.runs():
+        text = " ".join([*run.data.params.values(), *run.data.tags.values()])
+        for secret in (str(tracked.folder), str(sys.prefix), *([host] if len(host) > 3 else [])):
+            assert secret not in re.sub(r'"modelId".*', "", text)
+
+
+def test_artifacts_of_a_run(tracked):
+    for run in tracked.runs("tags.kind = 'run'"):
+        found = [path for path in tracked.artifacts(run) if not path.startswith("images/")]
+        stages = [f"{kind}/{stage}.{end}" for kind, end in KINDS for stage in ("test", "val")]
+        assert sorted(found) == sorted([*stages, "checkpoints/last.ckpt", "config.toml", "learning_curves.png"])
+        images = [path for path in tracked.artifacts(run, "images") if path.endswith(".png")]
+        assert sorted(re.findall(r"val_confusion\+step\+(\d)", " ".join(images))) == ["1", "2"]
+
+
+KINDS = (("confusion", "csv"), ("confusion", "png"), ("per_class", "csv"))
+
+
+def read_csv(tracked, run, path):
+    text = open(tracked.client.download_artifacts(run.info.run_id, path)).read()
+    return list(csv.reader(io.StringIO(text)))
+
+
+def test_confusion_counts_agree_with_the_accuracy_and_the_scores(tracked):
+    run = tracked.runs("tags.kind = 'run'")[0]
+    header, *rows = read_csv(tracked, run, "confusion/test.csv")
+    counts = np.array([row[1:] for row in rows], dtype=int)
+    assert header[1:] == [row[0] for row in rows] == [str(digit) for digit in range(10)]
+    assert counts.sum() == 360
+    assert counts.trace() / 360 == pytest.approx(run.data.metrics["test/acc"])
+    _, *scores = read_csv(tracked, run, "per_class/test.csv")
+    precision, recall = counts[3, 3] / counts[:, 3].sum(), counts[3, 3] / counts[3].sum()
+    f1 = 2 * precision * recall / (precision + recall)
+    assert [float(value) for value in scores[3][1:4]] == pytest.approx([precision, recall, f1], abs=1e-4)
+
+
+def test_parent_holds_the_statistics_of_its_children(tracked):
+    for parent in tracked.runs("tags.kind = 'repeats'"):
+        children = tracked.runs(f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
+        for name in ("val/acc", "test/acc", "test/loss"):
+            values = [child.data.metrics[name] for child in children]
+            assert parent.data.metrics[f"{name}_mean"] == pytest.approx(statistics.mean(values))
+            assert parent.data.metrics[f"{name}_std"] == pytest.approx(statistics.stdev(values))
+            half = 12.7062 * statistics.stdev(values) / 2**0.5  # Student's t for one degree of freedom
+            assert parent.data.metrics[f"{name}_ci_high"] == pytest.approx(statistics.mean(values) + half, rel=1e-4)
+        assert parent.data.metrics["n"] == 2
+        curve = {p.step: p.value for p in tracked.client.get_metric_history(parent.info.run_id, "train/acc_mean")}
+        histories = [tracked.client.get_metric_history(child.info.run_id, "train/acc") for child in children]
+        assert curve == {step: pytest.approx(statistics.mean(h[step - 1].value for h in histories)) for step in (1, 2)}
+        assert f"| {children[0].data.tags['seed']} | " in parent.data.tags["mlflow.note.content"]
+        assert "learning_curves.png" in tracked.artifacts(parent)
+
+
+def test_best_run_has_the_highest_validation_accuracy_and_is_the_champion(tracked, monkeypatch):
+    children = tracked.runs("tags.kind = 'run'")
+    best = max(children, key=lambda run: (run.data.metrics["val/acc"], -run.data.metrics["val/loss"]))
+    assert [run.info.run_id for run in tracked.runs("tags.best = 'true'")] == [best.info.run_id]
+    version = tracked.client.get_model_version_by_alias("digits", "champion")
+    assert version.run_id == best.info.run_id
+    assert f"best run: {best.info.run_name}" in tracked.output
+    assert f"val acc {best.data.metrics['val/acc']:.2%}, test acc {best.data.metrics['test/acc']:.2%}" in tracked.output
+
+    monkeypatch.setattr(mlflow.tracking._tracking_service.utils, "_tracking_uri", None)
+    mlflow.set_tracking_uri(tracked.client.tracking_uri)
+    model = mlflow.pyfunc.load_model("models:/digits@champion")
+    dataset = open_dataset(next(tracked.folder.glob("data/cache/*")))
+    for n in (1, 360):  # any batch size
+        probabilities = model.predict(np.array(dataset.images["test"][:n]))
+        assert probabilities.shape == (n, 10)
+        np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
+    accuracy = (probabilities.argmax(1) == dataset.labels["test"]).mean()
+    assert accuracy == pytest.approx(best.data.metrics["test/acc"], abs=0.01)  # served in fp32, scored in bf16 maybe
+    assert not list(tracked.folder.glob("mlruns/**/*.pkl"))
+
+
+def test_printed_command_uses_the_champion(tracked):
+    command = re.search(r'use it: \S+ -c "(.*)"', tracked.output).group(1)
+    result = subprocess.run([sys.executable, "-c", command], cwd=tracked.folder, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert len(re.findall(r"[\d.e+-]+", result.stdout)) == 5 * 10
+
+
+def test_again_trains_nothing_and_one_more_seed_trains_one(tracked):
+    before = {run.info.run_id: run.to_dictionary() for run in tracked.runs("tags.kind = 'run'")}
+    process, output = start_experiment(tracked.folder, "--seeds", "3", "--epochs", "2", "--jobs", "1")
+    assert process.returncode == 0, output
+    assert output.count(": 1 of 3 runs to train on cpu") == 2
+    after = {run.info.run_id: run.to_dictionary() for run in tracked.runs("tags.kind = 'run'")}
+    new = [run for run_id, run in after.items() if run_id not in before]
+    assert sorted(run["data"]["tags"]["mlflow.runName"] for run in new) == ["cnn-seed2", "linear-seed2"]
+    for run_id, run in before.items():
+        assert after[run_id]["data"]["metrics"] == run["data"]["metrics"]
+    assert [parent.data.metrics["n"] for parent in tracked.runs("tags.kind = 'repeats'")] == [3, 3]
+    process, output = start_experiment(tracked.folder, "--seeds", "3", "--epochs", "2")
+    assert process.returncode == 0, output
+    assert output.count(": 0 of 3 runs to train") == 2
+    assert len(tracked.runs()) == 8
+
+
+def test_a_failing_run_is_named_and_the_others_go_on(tmp_path, monkeypatch):
+    process, output = start_experiment(tmp_path, "--seeds", "1", "--set", "optim.learning_rate=1e38", "--epochs", "1")
+    assert process.returncode == 1
+    where = r"train loss is (nan|inf) at epoch 1, step \d+ of 10; try a smaller learning rate"
+    assert re.search(f"linear-seed0 failed: {where}", output)
+    assert re.search(f"cnn-seed0 failed: {where}", output)
+    assert "no run has finished, so there is no best run" in output
+    assert "Traceback" not in output
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
+    assert [run.info.status for run in runs] == ["FAILED"] * 4
+    assert sum(bool(re.search(where, run.data.tags.get("error", ""))) for run in runs) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_ends_the_runs_as_killed_and_leaves_no_process(tmp_path, number):
+    process = start_experiment(tmp_path, "--seeds", "2", "--epochs", "500", "--jobs", "2", wait=False)
+    lines = iter(process.stdout.readline, "")
+    seen = ""
+    for line in lines:
+        seen += line
+        if "epoch" in line:
+            break
+    process.send_signal(number)
+    rest = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, seen + rest
+    assert "interrupted; the same command trains what is missing" in rest
+    assert "Traceback" not in seen + rest
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("digits").experiment_id], "tags.kind = 'run'")
+    assert {run.info.status for run in runs} == {"KILLED"}
+    time.sleep(1)
+    assert str(tmp_path) not in subprocess.run(["ps", "axeww"], capture_output=True, text=True).stdout

@@ -1,0 +1,66 @@
+"""Mistakes on the command line: one line, exit code 2, no waiting. Images that are wrong: one line, exit code 1."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+LINEAR = str(REPOSITORY / "experiments" / "linear.toml")
+
+
+def cifar_lab(*arguments):
+    return subprocess.run([sys.executable, "-m", "cifar_lab", *arguments], capture_output=True, text=True)
+
+
+def heavy_imports(*arguments):
+    """Which slow libraries a command imports before it ends."""
+    program = (
+        "import sys\nfrom cifar_lab.__main__ import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "print(*[name for name in ('torch', 'mlflow', 'pytorch_lightning', 'numpy') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    return result.stdout.splitlines()[-1]
+
+
+MISTAKES = [
+    ((), "the following arguments are required: command"),
+    (("experiments",), "invalid choice: 'experiments'"),
+    (("experiment",), "the following arguments are required: experiment"),
+    (("experiment", "lineer"), "no experiment 'lineer'; experiments/ has: none"),
+    (("experiment", LINEAR, "--seeds", "0"), "--seeds: '0' is neither a positive count nor different seeds"),
+    (("experiment", LINEAR, "--seeds", "3,3"), "--seeds: '3,3' is neither"),
+    (("experiment", LINEAR, "--seeds", "1,x"), "--seeds: '1,x' is neither"),
+    (("experiment", LINEAR, "--epochs", "0"), "--epochs: '0' is not a positive whole number"),
+    (("experiment", LINEAR, "--epochs", "2.5"), "--epochs: '2.5' is not a positive whole number"),
+    (("experiment", LINEAR, "--jobs", "many"), "--jobs: 'many' is not a positive whole number"),
+    (("experiment", LINEAR, "--set", "optim.lr=1"), "unknown key optim.lr; known here: learning_rate, momentum"),
+    (("experiment", LINEAR, "--set", "optim.learning_rate=high"), "optim.learning_rate = 'high': Input should be"),
+    (("experiment", LINEAR, "--accelerator", "tpu"), "argument --accelerator: invalid choice: 'tpu'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
+def test_mistakes_cost_one_line_and_exit_code_2(workplace, arguments, message):
+    result = cifar_lab(*arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not any(workplace.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("experiment", "--help"), MISTAKES[3][0], MISTAKES[10][0]])
+def test_help_and_mistakes_do_not_wait_for_heavy_imports(workplace, arguments):
+    assert heavy_imports(*arguments) == ""
+
+
+def test_images_that_are_not_there_cost_one_line_and_exit_code_1(workplace, tmp_path):
+    result = cifar_lab("experiment", LINEAR, "--data-dir", str(tmp_path / "nowhere"))
+    assert (result.returncode, result.stderr) == (1, f"cifar_lab: data directory {tmp_path}/nowhere does not exist\n")
+    assert not any(workplace.iterdir())
+
+
+def test_ui_without_runs_says_what_to_do_first(workplace):
+    result = cifar_lab("ui")
+    assert (result.returncode, result.stderr) == (1, "cifar_lab: no mlflow.db here; run make experiment first\n")
