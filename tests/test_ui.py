@@ -1,0 +1,78 @@
+"""MLflow's UI on real runs, in a browser."""
+
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytestmark = pytest.mark.slow
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
+
+
+@pytest.fixture(scope="module")
+def page():
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is on the PATH")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        yield browser.new_page(viewport={"width": 1600, "height": 1000})
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def ui(tracked):
+    """What `cifar_lab ui` prints, while it runs on a free port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tracked.folder / "ui.log"
+    command = [sys.executable, "-m", "cifar_lab", "ui", "--port", str(port)]
+    with log.open("w") as output:
+        process = subprocess.Popen(command, cwd=tracked.folder, stdout=output, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+            break
+        except OSError:
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.5)
+    yield log.read_text()
+    process.terminate()
+    process.wait(30)
+
+
+def test_leaderboard_shows_the_runs_with_their_accuracies(tracked, ui, page, tmp_path_factory):
+    address = re.search(r"digits leaderboard: (\S+)", ui).group(1)
+    page.goto(address)
+    runs = sorted(tracked.runs("tags.kind = 'run'"), key=lambda run: -run.data.metrics["val/acc"])
+    page.get_by_text(runs[-1].info.run_name).first.wait_for(timeout=60_000)
+    page.get_by_text("val/acc").first.wait_for()
+    text = page.inner_text("body")
+    page.screenshot(path=tmp_path_factory.getbasetemp() / "leaderboard.png")
+    for run in runs:
+        assert run.info.run_name in text
+        for name in ("val/acc", "test/acc"):
+            assert name in text
+            assert f"{run.data.metrics[name]:.3f}"[:5] in text
+    positions = [text.index(run.info.run_name) for run in runs]
+    assert positions == sorted(positions)
+
+
+def test_confusion_heatmap_is_shown_with_the_run(tracked, ui, page, tmp_path_factory):
+    (best,) = tracked.runs("tags.best = 'true'")
+    server = re.search(r"http://127.0.0.1:\d+", ui).group()
+    page.goto(f"{server}/#/experiments/{tracked.experiment_id}/runs/{best.info.run_id}/artifacts/confusion/test.png")
+    image = page.locator("img[src^='blob:'], img[src*='test.png'], canvas, .image-outer-container img").first
+    image.wait_for(timeout=60_000)
+    page.wait_for_timeout(2000)
+    page.screenshot(path=tmp_path_factory.getbasetemp() / "heatmap.png")
+    assert image.evaluate("element => element.naturalWidth || element.width") > 300
