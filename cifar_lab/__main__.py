@@ -2,9 +2,11 @@
 
 import argparse
 import errno
+import multiprocessing
 import os
 import signal
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import NoReturn
 
@@ -118,9 +120,18 @@ def experiment(options: argparse.Namespace) -> int:
 
     dataset, stand_in_because = load_dataset(options.data, options.data_dir)
 
+    _import_for_workers()
     from cifar_lab.experiment import run_experiments
 
     return run_experiments(configs, options.seeds, dataset, stand_in_because, options.accelerator, options.jobs)
+
+
+def _import_for_workers() -> None:
+    """Start the fork server that CPU workers come from: it imports what they need while this process does the same."""
+    multiprocessing.set_forkserver_preload(["cifar_lab.repeat"])
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the driver to answer
+    forkserver.ensure_running()
+    signal.signal(signal.SIGINT, handler)
 
 
 def ui(options: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """The best run's model in the registry."""
 
 import tempfile
+import warnings
 from importlib.metadata import version
 
 import mlflow
@@ -31,6 +32,7 @@ def crown(client: MlflowClient, best: Run, dataset: Dataset) -> None:
     except MlflowException:
         pass  # no champion yet
     model = load_model(client, best, dataset)
+    warnings.filterwarnings("ignore", message="No complete tensor found in the group")  # torch.export's own bookkeeping
     with mlflow.start_run(run_id=best.info.run_id):
         info = mlflow.pytorch.log_model(
             Probabilities(model).eval(),

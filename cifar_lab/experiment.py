@@ -86,7 +86,7 @@ def _crown(client: MlflowClient, experiment_id: str, item: repeat.Repeats, datas
         return ["no run has finished, so there is no best run"]
     champion.crown(client, best, dataset)
     val, test = (f"{stage} acc {best.data.metrics[f'{stage}/acc']:.2%}" for stage in ("val", "test"))
-    address = f"{ui.server()}/#/experiments/{experiment_id}/runs/{best.info.run_id}"
+    address = f"{ui.server()}/#/experiments/{experiment_id}/runs/{best.info.run_id}?workflowType=machine_learning"
     environment = Path(sys.prefix)
     python = f"{environment.name}/bin/python" if environment.parent == Path.cwd() else "python"
     model = f"mlflow.pyfunc.load_model('models:/{dataset.name}@{champion.ALIAS}')"

@@ -88,8 +88,10 @@ def train_missing(
     total = sum(len(r.missing) for r in repeats)
     if not total:
         return failed, False
+    # a fork server's workers start at once, but CUDA does not survive a fork
+    context = multiprocessing.get_context("forkserver" if accelerator == "cpu" else "spawn")
     with (
-        ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker) as pool,
+        ProcessPoolExecutor(jobs, context, _start_worker) as pool,
         Progress(client, console, {r.parent: r.config.trainer.epochs for r in repeats if r.missing}, total) as progress,
     ):
         pending = {

@@ -113,7 +113,10 @@ def child_run(
 
 
 class RunLogger(MLFlowLogger):
-    """Lightning's MLflow logger for a run whose end child_run declares."""
+    """Lightning's MLflow logger; float32 metrics become their shortest decimals, the end of a run is child_run's."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        super().log_metrics({name: float(str(np.float32(value))) for name, value in metrics.items()}, step)
 
     def finalize(self, status: str = "success") -> None:
         pass
@@ -149,16 +152,17 @@ def log_result(
     curves: Mapping[str, Mapping[str, np.ndarray]],
 ) -> None:
     """Confusion counts and heatmaps, per-class scores, learning curves, checkpoint and weights digest of a run."""
+    name = client.get_run(run_id).info.run_name
     for stage in ("val", "test"):
         counts = result.model.confusion[stage].cpu().numpy()
         rows = [
             ",".join(["true \\ predicted", *classes]),
-            *(",".join([name, *map(str, row)]) for name, row in zip(classes, counts, strict=True)),
+            *(",".join([label, *map(str, row)]) for label, row in zip(classes, counts, strict=True)),
         ]
         client.log_text(run_id, "\n".join(rows) + "\n", f"confusion/{stage}.csv")
-        client.log_figure(run_id, plot_confusion(counts, classes, stage), f"confusion/{stage}.png")
+        client.log_figure(run_id, plot_confusion(counts, classes, f"{name}, {stage}"), f"confusion/{stage}.png")
         client.log_text(run_id, _class_scores(counts, classes), f"per_class/{stage}.csv")
-    client.log_figure(run_id, plot_learning_curves(curves, client.get_run(run_id).info.run_name), "learning_curves.png")
+    client.log_figure(run_id, plot_learning_curves(curves, name), "learning_curves.png")
     client.log_artifact(run_id, str(result.checkpoint), "checkpoints")
     client.set_tag(run_id, "weights_digest", result.weights_digest)
 

@@ -62,7 +62,7 @@ def test_leaderboard_shows_the_runs_with_their_accuracies(tracked, ui, page, tmp
         assert run.info.run_name in text
         for name in ("val/acc", "test/acc"):
             assert name in text
-            assert f"{run.data.metrics[name]:.3f}"[:5] in text
+            assert f"{run.data.metrics[name]:.8f}"[:5] in text
     positions = [text.index(run.info.run_name) for run in runs]
     assert positions == sorted(positions)
 
