@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from cifar_lab import champion, repeat, runs, store, ui
+from cifar_lab import champion, repeat, runs, store, tracking, ui
 from cifar_lab.comparison import summarise
 from cifar_lab.config import Config
 from cifar_lab.datasets import Dataset
@@ -39,6 +39,9 @@ def run_experiments(
     jobs = repeat.choose_jobs(jobs, plan, accelerator)
     for item in plan:
         console.print(f"{item.name}: {len(item.missing)} of {len(item.seeds)} runs to train on {accelerator}")
+        if commits := {run.data.tags["mlflow.source.git.commit"] for run in item.finished} - {tracking.git_commit()}:
+            shown = ", ".join(sorted(commit[:7] for commit in commits))
+            console.print(f"  finished runs of other code ({shown}) are kept; delete them in the UI to retrain")
     failed, interrupted = repeat.train_missing(client, plan, dataset, accelerator, jobs, console)
     console.print(_results(client, plan))
     if not interrupted:

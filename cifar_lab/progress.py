@@ -1,6 +1,7 @@
 """What a user sees while runs train: a live table on a terminal, plain lines elsewhere."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 
 from mlflow.entities import Run
@@ -15,15 +16,16 @@ COLUMNS = ("run", "epoch", "train/acc", "val/acc", "left")
 
 
 class Progress:
-    """Follows the runs under some parents by reading the store.
+    """Follows the runs under some parents by reading the store; `jobs` of them train at a time.
 
-    parents: each with the epochs that its runs train; total: how many runs are to be trained now.
+    parents: each with the epochs that one of its runs trains.
     """
 
-    def __init__(self, client: MlflowClient, console: Console, parents: Mapping[Run, int], total: int) -> None:
-        self.client, self.console, self.parents, self.total = client, console, parents, total
+    def __init__(self, client: MlflowClient, console: Console, parents: Mapping[Run, int], jobs: int) -> None:
+        self.client, self.console, self.parents, self.jobs = client, console, parents, jobs
         self.started = time.time()
-        self.shown: dict[str, int] = {}
+        self.shown: dict[str, int] = {}  # epochs, by run id
+        self.pace: dict[str, float] = {}  # seconds per epoch, by parent's name
         self.live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> "Progress":
@@ -35,42 +37,41 @@ class Progress:
         if self.live:
             self.live.stop()
 
-    def update(self, done: int) -> None:
-        """Show every running run; `done` runs have ended."""
-        rows = [self._row(run, epochs) for parent, epochs in self.parents.items() for run in self._running(parent)]
+    def update(self, pending: Counter[str], total: int) -> None:
+        """Show every running run, and the whole: of `total` runs these are not over yet, by parent's name."""
+        table = Table(*COLUMNS, box=None)
+        left = 0.0
+        for parent, epochs in self.parents.items():
+            name = parent.info.run_name
+            left += pending[name] * epochs * self.pace.get(name, float("nan")) if pending[name] else 0
+            for run in self._running(parent):
+                histories = [runs.history(self.client, run.info.run_id, metric) for metric in COLUMNS[2:4]]
+                epoch = min(map(len, histories))
+                if epoch == 0:
+                    table.add_row(run.info.run_name, f"0/{epochs}", "-", "-", "-")
+                    continue
+                self.pace[name] = (time.time() - run.info.start_time / 1000) / epoch
+                left -= epoch * self.pace[name]
+                accuracies = [f"{values[epoch - 1]:.4f}" for values in histories]
+                row = (run.info.run_name, f"{epoch}/{epochs}", *accuracies, clock((epochs - epoch) * self.pace[name]))
+                table.add_row(*row)
+                if not self.live and epoch > self.shown.get(run.info.run_id, 0):
+                    self.shown[run.info.run_id] = epoch
+                    text = "  ".join(f"{column} {value}" for column, value in zip(COLUMNS[1:], row[1:], strict=True))
+                    self.console.print(f"{clock(time.time() - self.started)}  {row[0]}  {text}", soft_wrap=True)
         if self.live:
-            table = Table(
-                *COLUMNS,
-                box=None,
-                caption=f"{done} of {self.total} runs done, {clock(time.time() - self.started)} passed",
-            )
-            for _, _, *texts in rows:
-                table.add_row(*texts)
+            done = f"{total - pending.total()} of {total} runs done"
+            table.caption = f"{done}, {clock(time.time() - self.started)} passed, {clock(left / self.jobs)} left"
             self.live.update(table)
-            return
-        for run_id, epoch, name, *texts in rows:
-            if epoch > self.shown.get(run_id, 0):
-                self.shown[run_id] = epoch
-                described = ", ".join(f"{column} {text}" for column, text in zip(COLUMNS[1:], texts, strict=True))
-                self.console.print(
-                    f"{clock(time.time() - self.started)}  {name}: {described}  [{done} of {self.total} runs done]",
-                    soft_wrap=True,
-                )
 
     def _running(self, parent: Run) -> list[Run]:
         running = runs.children(self.client, parent, "RUNNING")
         return [run for run in running if run.info.start_time >= 1000 * self.started]
 
-    def _row(self, run: Run, epochs: int) -> tuple[str, int, str, str, str, str, str]:
-        histories = [runs.history(self.client, run.info.run_id, metric) for metric in COLUMNS[2:4]]
-        epoch = min(map(len, histories))
-        passed = time.time() - run.info.start_time / 1000
-        accuracies = [f"{values[epoch - 1]:.4f}" if epoch else "-" for values in histories]
-        left = clock(passed / epoch * (epochs - epoch)) if epoch else "-"
-        return run.info.run_id, epoch, run.info.run_name, f"{epoch}/{epochs}", *accuracies, left
-
 
 def clock(seconds: float) -> str:
-    """`1:02:03` or `2:03`."""
-    minutes, rest = divmod(round(seconds), 60)
+    """`1:02:03` or `2:03`; `-` for nan."""
+    if seconds != seconds:
+        return "-"
+    minutes, rest = divmod(round(max(0, seconds)), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"

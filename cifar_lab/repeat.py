@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -30,13 +31,19 @@ METRICS = ("val/acc", "val/loss", "test/acc", "test/loss")
 
 @dataclass(frozen=True)
 class Repeats:
-    """One experiment file's runs: their parent in the store, the seeds asked for, those of them not yet finished."""
+    """One experiment file's runs: their parent in the store, the seeds asked for, all that finished before."""
 
     name: str
     config: Config
     parent: Run
     seeds: tuple[int, ...]
-    missing: tuple[int, ...]
+    finished: tuple[Run, ...]
+
+    @property
+    def missing(self) -> list[int]:
+        """The seeds asked for that no run has finished."""
+        done = {int(run.data.tags["seed"]) for run in self.finished}
+        return [seed for seed in self.seeds if seed not in done]
 
 
 def plan(
@@ -52,17 +59,12 @@ def plan(
     for name, config in configs.items():
         parent = runs.find_parent(client, experiment_id, config.hash(dataset.digest))
         if parent is None:
-            parent = tracking.start_parent(
-                client, experiment_id, name, config, tracking.run_tags(name, config, dataset, accelerator)
-            )
+            tags = tracking.run_tags(name, config, dataset, accelerator)
+            parent = tracking.start_parent(client, experiment_id, name, config, tags)
         elif any(parent.info.run_id == other.parent.info.run_id for other in repeats):
-            raise UsageError(
-                f"experiment {name} is the same as another one here: same model, data, optimisation and training"
-            )
-        finished = {int(run.data.tags["seed"]) for run in runs.children(client, parent, "FINISHED")}
-        repeats.append(
-            Repeats(name, config, parent, tuple(seeds), tuple(seed for seed in seeds if seed not in finished))
-        )
+            raise UsageError(f"experiment {name} is the same as another one here: nothing in its settings differs")
+        finished = runs.children(client, parent, "FINISHED")
+        repeats.append(Repeats(name, config, parent, tuple(seeds), tuple(finished)))
     return repeats
 
 
@@ -92,23 +94,21 @@ def train_missing(
     context = multiprocessing.get_context("forkserver" if accelerator == "cpu" else "spawn")
     with (
         ProcessPoolExecutor(jobs, context, _start_worker) as pool,
-        Progress(client, console, {r.parent: r.config.trainer.epochs for r in repeats if r.missing}, total) as progress,
+        Progress(client, console, {r.parent: r.config.trainer.epochs for r in repeats if r.missing}, jobs) as progress,
     ):
         pending = {
-            pool.submit(
-                train_one, r.parent.info.run_id, r.name, r.config, seed, dataset.folder, accelerator
-            ): f"{r.name}-seed{seed}"
+            pool.submit(train_one, r.parent.info.run_id, r.name, r.config, seed, dataset.folder, accelerator): (r, seed)
             for r in repeats
             for seed in r.missing
         }
         try:
             while pending:
                 for future in wait(pending, POLL_SECONDS, FIRST_COMPLETED).done:
-                    name = pending.pop(future)
+                    r, seed = pending.pop(future)
                     if error := future.exception():
-                        failed[name] = _reason(error)
-                        console.print(f"{name} failed: {failed[name]}", markup=False, highlight=False)
-                progress.update(total - len(pending))
+                        failed[f"{r.name}-seed{seed}"] = _reason(error)
+                        console.print(f"{r.name}-seed{seed} failed: {_reason(error)}", soft_wrap=True)
+                progress.update(Counter(r.parent.info.run_name for r, _ in pending.values()), total)
         except KeyboardInterrupt:
             _stop(pool)
             return failed, True
@@ -122,7 +122,7 @@ def train_one(parent_id: str, name: str, config: Config, seed: int, dataset_fold
     try:
         with (
             TemporaryDirectory() as folder,
-            tracking.child_run(client, parent_id, name, seed, config, dataset) as run_id,
+            tracking.child_run(client, parent_id, name, seed, config, dataset, accelerator) as run_id,
         ):
             logger = tracking.RunLogger(run_id=run_id, tracking_uri=client.tracking_uri)
             images = tracking.ConfusionImages(client, run_id, dataset.classes)
@@ -136,7 +136,8 @@ def summarise_repeats(client: MlflowClient, repeats: Repeats) -> list[Run]:
     """The finished runs of all seeds; logs their statistics to the parent, and ends it, if that is not done yet."""
     finished = runs.children(client, repeats.parent, "FINISHED")
     parent = client.get_run(repeats.parent.info.run_id)
-    if finished and parent.data.metrics.get("n") != len(finished):
+    stale = repeats.missing or parent.info.status != "FINISHED" or parent.data.metrics.get("n") != len(finished)
+    if finished and stale:
         values = {
             metric: {int(run.data.tags["seed"]): run.data.metrics[metric] for run in finished} for metric in METRICS
         }

@@ -54,7 +54,7 @@ class Source:
 def staged(target: Path) -> Iterator[Path]:
     """A path beside `target` to write a file or folder at: becomes `target` if the block succeeds, else is removed.
 
-    A folder that another process put at `target` meanwhile is kept.
+    A folder that another process put at `target` meanwhile is kept. Raises DataError if it can't be written.
     """
     path = target.with_name(f".{target.name}.{os.getpid()}")
     try:
@@ -62,6 +62,8 @@ def staged(target: Path) -> Iterator[Path]:
         yield path
         if not (path.is_dir() and target.is_dir()):
             os.replace(path, target)
+    except OSError as error:
+        raise DataError(f"cannot write {target}: {error.strerror or f'{error}; is the disk full?'}") from None
     finally:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 

@@ -16,7 +16,10 @@ ARTIFACTS = Path("mlruns")
 
 
 def connect() -> MlflowClient:
-    """Client of MLFLOW_TRACKING_URI, or of `mlflow.db` here, which is made if it is not there yet."""
+    """Client of MLFLOW_TRACKING_URI, or of `mlflow.db` here, which is made if it is not there yet.
+
+    Raises UserError if it can't be opened.
+    """
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DATABASE.resolve()}"
     if uri.startswith("sqlite:///"):
@@ -27,7 +30,12 @@ def connect() -> MlflowClient:
                 with staged(database) as path:
                     MlflowClient(f"sqlite:///{path}").search_experiments()
     mlflow.set_tracking_uri(uri)
-    return MlflowClient(uri)
+    try:
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    except Exception as error:  # of MLflow, of its database driver or of its HTTP client
+        raise UserError(f"cannot open the runs at {uri}: {str(error).splitlines()[0]}") from None
+    return client
 
 
 def open_experiment(client: MlflowClient, name: str) -> str:

@@ -33,10 +33,6 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 def run_tags(name: str, config: Config, dataset: Dataset, accelerator: str) -> dict[str, str]:
     """Tags of every run, parents too: what was run, on which data, with which code and device. No host names."""
-
-    def git(*command: str) -> str:
-        return subprocess.run(["git", "-C", REPOSITORY, *command], capture_output=True, text=True).stdout.strip()
-
     lock = REPOSITORY / "requirements.lock"
     return {
         "experiment": name,
@@ -44,8 +40,8 @@ def run_tags(name: str, config: Config, dataset: Dataset, accelerator: str) -> d
         "data_digest": dataset.digest[:32],
         "split_digest": split_digest(dataset.labels["train"], config.data),
         "lock_digest": file_digest(lock)[:16] if lock.exists() else "none",
-        "git_dirty": str(bool(git("status", "--porcelain"))).lower(),
-        "mlflow.source.git.commit": git("rev-parse", "HEAD") or "none",
+        "git_dirty": str(bool(_git("status", "--porcelain"))).lower(),
+        "mlflow.source.git.commit": git_commit(),
         "mlflow.source.name": f"cifar_lab experiment {name}",
         "accelerator": accelerator,
         "device": torch.cuda.get_device_name() if accelerator == "cuda" else _processor(),
@@ -54,6 +50,18 @@ def run_tags(name: str, config: Config, dataset: Dataset, accelerator: str) -> d
         "pytorch_lightning": pytorch_lightning.__version__,
         "mlflow": mlflow.__version__,
     }
+
+
+def git_commit() -> str:
+    """The commit that this package stands on, "none" outside of git."""
+    return _git("rev-parse", "HEAD") or "none"
+
+
+def _git(*command: str) -> str:
+    try:
+        return subprocess.run(["git", "-C", REPOSITORY, *command], capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""  # no git here
 
 
 def _processor() -> str:
@@ -78,27 +86,18 @@ def start_parent(client: MlflowClient, experiment_id: str, name: str, config: Co
 
 @contextmanager
 def child_run(
-    client: MlflowClient, parent_id: str, name: str, seed: int, config: Config, dataset: Dataset
+    client: MlflowClient, parent_id: str, name: str, seed: int, config: Config, dataset: Dataset, accelerator: str
 ) -> Iterator[str]:
     """A run under `parent_id`; ends FINISHED, or KILLED by a signal, or FAILED with the reason in the tag `error`."""
-    parent = client.get_run(parent_id)
-    tags = {
-        key: value for key, value in parent.data.tags.items() if key not in ("mlflow.runName", "mlflow.note.content")
-    }
+    tags = run_tags(name, config, dataset, accelerator)
     tags |= {"kind": "run", "seed": str(seed), "mlflow.parentRunId": parent_id}
-    run_id = client.create_run(parent.info.experiment_id, run_name=f"{name}-seed{seed}", tags=tags).info.run_id
-    client.log_batch(run_id, params=[Param(key, str(value)) for key, value in {**config.flat(), "seed": seed}.items()])
-    client.log_text(run_id, config.toml(), "config.toml")
-    for split, context in (("train", "training"), ("test", "test")):
-        entity = DatasetEntity(
-            name=f"{dataset.name}-{split}",
-            digest=dataset.digest[:32],
-            source_type="images",
-            source=json.dumps({"title": dataset.title}),
-            profile=json.dumps({"images": len(dataset.labels[split]), "classes": len(dataset.classes)}),
-        )
-        client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", context)])])
+    experiment_id = client.get_run(parent_id).info.experiment_id
+    run_id = client.create_run(experiment_id, run_name=f"{name}-seed{seed}", tags=tags).info.run_id
     try:
+        parameters = {**config.flat(), "seed": seed}
+        client.log_batch(run_id, params=[Param(key, str(value)) for key, value in parameters.items()])
+        client.log_text(run_id, config.toml(), "config.toml")
+        client.log_inputs(run_id, _inputs(dataset))
         yield run_id
     except (KeyboardInterrupt, SystemExit):
         client.set_terminated(run_id, "KILLED")
@@ -110,6 +109,22 @@ def child_run(
         client.set_terminated(run_id, "FAILED")
         raise
     client.set_terminated(run_id, "FINISHED")
+
+
+def _inputs(dataset: Dataset) -> list[DatasetInput]:
+    return [
+        DatasetInput(
+            DatasetEntity(
+                name=f"{dataset.name}-{split}",
+                digest=dataset.digest[:32],
+                source_type="images",
+                source=json.dumps({"title": dataset.title}),
+                profile=json.dumps({"images": len(dataset.labels[split]), "classes": len(dataset.classes)}),
+            ),
+            [InputTag("mlflow.data.context", context)],
+        )
+        for split, context in (("train", "training"), ("test", "test"))
+    ]
 
 
 class RunLogger(MLFlowLogger):
@@ -155,31 +170,25 @@ def log_result(
     name = client.get_run(run_id).info.run_name
     for stage in ("val", "test"):
         counts = result.model.confusion[stage].cpu().numpy()
-        rows = [
-            ",".join(["true \\ predicted", *classes]),
-            *(",".join([label, *map(str, row)]) for label, row in zip(classes, counts, strict=True)),
-        ]
-        client.log_text(run_id, "\n".join(rows) + "\n", f"confusion/{stage}.csv")
+        table = [["true \\ predicted", *classes], *([label, *row] for label, row in zip(classes, counts, strict=True))]
+        client.log_text(run_id, _csv(table), f"confusion/{stage}.csv")
         client.log_figure(run_id, plot_confusion(counts, classes, f"{name}, {stage}"), f"confusion/{stage}.png")
-        client.log_text(run_id, _class_scores(counts, classes), f"per_class/{stage}.csv")
+        client.log_text(run_id, _csv(_class_scores(counts, classes)), f"per_class/{stage}.csv")
     client.log_figure(run_id, plot_learning_curves(curves, name), "learning_curves.png")
     client.log_artifact(run_id, str(result.checkpoint), "checkpoints")
     client.set_tag(run_id, "weights_digest", result.weights_digest)
 
 
-def _class_scores(counts: np.ndarray, classes: Sequence[str]) -> str:
+def _class_scores(counts: np.ndarray, classes: Sequence[str]) -> list[Sequence[object]]:
     true, predicted = np.indices(counts.shape).reshape(2, -1)
     scores = precision_recall_fscore_support(true, predicted, sample_weight=counts.ravel(), zero_division=0)
     rows = zip(classes, *scores, strict=True)
-    return (
-        "\n".join(
-            [
-                "class,precision,recall,f1,images",
-                *(f"{name},{p:.4f},{r:.4f},{f:.4f},{n:.0f}" for name, p, r, f, n in rows),
-            ]
-        )
-        + "\n"
-    )
+    header = ("class", "precision", "recall", "f1", "images")
+    return [header, *((name, f"{p:.4f}", f"{r:.4f}", f"{f1:.4f}", int(n)) for name, p, r, f1, n in rows)]
+
+
+def _csv(rows: Sequence[Sequence[object]]) -> str:
+    return "".join(",".join(map(str, row)) + "\n" for row in rows)
 
 
 def log_repeats(

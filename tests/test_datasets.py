@@ -313,7 +313,7 @@ def test_full_disk_leaves_nothing_behind(image_folder, workplace, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(np, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DataError, match=r"cannot write data/cache/.*: No space left"):
         load_dataset("auto", image_folder)
     assert not list(workplace.glob("data/cache/*"))
     assert not leftovers(workplace)

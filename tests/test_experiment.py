@@ -19,6 +19,7 @@ from conftest import Tracked, start_experiment
 
 from cifar_lab.config import load_config
 from cifar_lab.datasets import open_dataset
+from cifar_lab.train import train
 
 pytestmark = pytest.mark.slow
 
@@ -60,6 +61,14 @@ def test_parameters_and_tags_say_what_ran(tracked):
         (train, test) = run.inputs.dataset_inputs
         assert [train.dataset.name, test.dataset.name] == ["digits-train", "digits-test"]
         assert train.dataset.digest == tags["data_digest"]
+
+
+def test_weights_do_not_depend_on_process_or_runs_beside(tracked, tmp_path):
+    for name in ("linear", "cnn"):
+        (run,) = tracked.runs(f"tags.kind = 'run' and tags.experiment = '{name}' and tags.seed = '1'")
+        config = load_config(tracked.client.download_artifacts(run.info.run_id, "config.toml"))
+        dataset = open_dataset(next(tracked.folder.glob("data/cache/*")))
+        assert train(config, 1, dataset, tmp_path / name, "cpu").weights_digest == run.data.tags["weights_digest"]
 
 
 def test_no_tag_or_parameter_names_the_host_or_a_folder(tracked):

@@ -1,5 +1,7 @@
 """Mistakes on the command line: one line, exit code 2, no waiting. Images that are wrong: one line, exit code 1."""
 
+import re
+import resource
 import subprocess
 import sys
 
@@ -59,6 +61,18 @@ def test_images_that_are_not_there_cost_one_line_and_exit_code_1(workplace, tmp_
     result = cifar_lab("experiment", LINEAR, "--data-dir", str(tmp_path / "nowhere"))
     assert (result.returncode, result.stderr) == (1, f"cifar_lab: data directory {tmp_path}/nowhere does not exist\n")
     assert not any(workplace.iterdir())
+
+
+def test_a_full_disk_costs_one_line_and_leaves_no_half_cache(workplace):
+    def limit():  # as a full disk does, this makes a write fail in the middle
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+    command = [sys.executable, "-m", "cifar_lab", "experiment", LINEAR, "--data", "digits"]
+    result = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+    assert result.returncode == 1
+    assert re.match(r"cifar_lab: cannot write data/cache/\w+: .* is the disk full\?\n$", result.stderr)
+    assert result.stderr.count("\n") == 1
+    assert [path.name for path in workplace.rglob("*") if path.is_file()] == [".lock"]
 
 
 def test_ui_without_runs_says_what_to_do_first(workplace):
