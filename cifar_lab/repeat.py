@@ -138,17 +138,16 @@ def summarise_repeats(client: MlflowClient, repeats: Repeats) -> list[Run]:
     parent = client.get_run(repeats.parent.info.run_id)
     stale = repeats.missing or parent.info.status != "FINISHED" or parent.data.metrics.get("n") != len(finished)
     if finished and stale:
-        values = {
-            metric: {int(run.data.tags["seed"]): run.data.metrics[metric] for run in finished} for metric in METRICS
-        }
+        values = {m: {int(run.data.tags["seed"]): run.data.metrics[m] for run in finished} for m in METRICS}
         each = [runs.curves(client, run.info.run_id) for run in finished]
         curves = {
             stage: {metric: np.stack([curve[stage][metric] for curve in each]) for metric in ("loss", "acc")}
             for stage in each[0]
         }
         tracking.log_repeats(client, parent.info.run_id, values, curves)
-    seeds = {int(run.data.tags["seed"]) for run in finished}
-    tracking.end_parent(client, parent.info.run_id, seeds.issuperset(repeats.seeds))
+    if stale:
+        seeds = {int(run.data.tags["seed"]) for run in finished}
+        tracking.end_parent(client, parent.info.run_id, seeds.issuperset(repeats.seeds))
     return finished
 
 
