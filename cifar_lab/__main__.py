@@ -8,14 +8,16 @@ import signal
 import sys
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 DISK_TROUBLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR)
-UI_PORT = 5000
 
 
 class Parser(argparse.ArgumentParser):
-    """Answers a mistake with one line and exit code 2."""
+    """Answers a mistake with one line and exit code 2; takes no abbreviations (--seed 5 would mean seeds 0 to 4)."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
@@ -52,7 +54,9 @@ def _parser() -> Parser:
     add.add_argument(
         "experiments", nargs="+", metavar="experiment", help="name of a file in experiments/, or a path to a .toml file"
     )
-    add.add_argument("--seeds", type=_seeds, default="8", help="how many (8: seeds 0 to 7) or which (3,5,8); default 8")
+    add.add_argument(
+        "--seeds", type=_seeds, default="8", help="how many (8: seeds 0 to 7) or which (3,5,8 or 3,); default 8"
+    )
     add.add_argument("--epochs", type=_positive, help="default: the experiment file's, 8")
     add.add_argument(
         "--set",
@@ -85,7 +89,7 @@ def _parser() -> Parser:
 
     add = commands.add_parser("ui", help="open the tracked runs in MLflow's UI on 127.0.0.1")
     add.set_defaults(command=ui)
-    add.add_argument("--port", type=_positive, default=UI_PORT, help=f"default {UI_PORT}")
+    add.add_argument("--port", type=_port, default=5000, help="default 5000")
     return parser
 
 
@@ -99,9 +103,18 @@ def _positive(text: str) -> int:
     return value
 
 
+def _port(text: str) -> int:
+    port = _positive(text)
+    if port > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: 1 to 65535")
+    return port
+
+
 def _seeds(text: str) -> tuple[int, ...]:
     try:
-        seeds = tuple(int(part) for part in text.split(",")) if "," in text else tuple(range(int(text)))
+        seeds = (
+            tuple(int(part) for part in text.removesuffix(",").split(",")) if "," in text else tuple(range(int(text)))
+        )
     except ValueError:
         seeds = ()
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
@@ -111,16 +124,20 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 def experiment(options: argparse.Namespace) -> int:
     """Train, track, summarise, name the best run."""
-    from cifar_lab.config import experiment_name, load_config
+    from cifar_lab.config import UsageError, experiment_name, load_config
 
     overrides = [*options.overrides, *([f"trainer.epochs={options.epochs}"] if options.epochs else [])]
+    names = [experiment_name(name) for name in options.experiments]
+    if len(set(names)) < len(names):
+        raise UsageError(f"an experiment is named twice: {', '.join(names)}")
     configs = {experiment_name(name): load_config(name, overrides) for name in options.experiments}
 
     from cifar_lab.datasets import load_dataset
 
     dataset, stand_in_because = load_dataset(options.data, options.data_dir)
 
-    _import_for_workers()
+    if options.accelerator != "gpu":
+        _import_for_workers()
     from cifar_lab.experiment import run_experiments
 
     return run_experiments(configs, options.seeds, dataset, stand_in_because, options.accelerator, options.jobs)

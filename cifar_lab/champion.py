@@ -7,7 +7,7 @@ from importlib.metadata import version
 import mlflow
 import numpy as np
 import torch
-from mlflow.entities import Run
+from mlflow.entities import LoggedModelOutput, Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
@@ -20,33 +20,55 @@ from cifar_lab.models import Probabilities, make_model
 ALIAS = "champion"
 
 
-def crown(client: MlflowClient, best: Run, dataset: Dataset) -> None:
-    """Tag `best` as the best run of its MLflow experiment and make its model the champion of `dataset.name`."""
+def crown(client: MlflowClient, best: Run, dataset: Dataset) -> bool:
+    """Tag `best` as the best of the runs with its images and split, and make its model the champion of its data set.
+
+    False, and no new champion, if the present one was chosen on other validation images: they can't be compared.
+    """
+    same = {tag: best.data.tags[tag] for tag in ("data_digest", "split_digest")}
     for run in client.search_runs([best.info.experiment_id], "tags.best = 'true'"):
-        if run.info.run_id != best.info.run_id:
+        if run.info.run_id != best.info.run_id and same.items() <= run.data.tags.items():
             client.delete_tag(run.info.run_id, "best")
     client.set_tag(best.info.run_id, "best", "true")
+    champion = find_champion(client, dataset.name)
+    if champion and not same.items() <= champion.data.tags.items():
+        return False
+    if champion is None or champion.info.run_id != best.info.run_id:
+        client.set_registered_model_alias(dataset.name, ALIAS, register_model(client, best, dataset))
+    return True
+
+
+def find_champion(client: MlflowClient, name: str) -> Run | None:
+    """The run of the champion model of a data set."""
     try:
-        if client.get_model_version_by_alias(dataset.name, ALIAS).run_id == best.info.run_id:
-            return
-    except MlflowException:
-        pass  # no champion yet
-    model = load_model(client, best, dataset)
+        return client.get_run(client.get_model_version_by_alias(name, ALIAS).run_id)
+    except MlflowException:  # no such model, alias or run
+        return None
+
+
+def register_model(client: MlflowClient, run: Run, dataset: Dataset) -> str:
+    """Log and register the model of a run (torch.export's format, no pickle); returns its version.
+
+    It takes (n, 32, 32, 3) uint8 images and gives (n, classes) float32 probabilities.
+    """
+    model = Probabilities(load_model(client, run, dataset)).eval()
+    tags = {"mlflow.user": "-", "mlflow.source.name": run.data.tags["mlflow.source.name"]}  # not the login and a path
+    logged = client.create_logged_model(run.info.experiment_id, "model", run.info.run_id, tags)
     warnings.filterwarnings("ignore", message="No complete tensor found in the group")  # torch.export's own bookkeeping
-    with mlflow.start_run(run_id=best.info.run_id):
-        info = mlflow.pytorch.log_model(
-            Probabilities(model).eval(),
-            name="model",
-            input_example=dataset.images["test"][:2].copy(),  # two: of one, torch.export would fix the batch size
-            signature=ModelSignature(
-                Schema([TensorSpec(np.dtype(np.uint8), (-1, 32, 32, 3))]),
-                Schema([TensorSpec(np.dtype(np.float32), (-1, len(dataset.classes)))]),
-            ),
-            registered_model_name=dataset.name,
-            pip_requirements=[f"{package}=={version(package)}" for package in ("mlflow", "torch", "numpy")],
-        )
-    client.set_terminated(best.info.run_id, "FINISHED", best.info.end_time)  # start_run moved its end to now
-    client.set_registered_model_alias(dataset.name, ALIAS, info.registered_model_version)
+    info = mlflow.pytorch.log_model(
+        model,
+        name="model",
+        model_id=logged.model_id,
+        input_example=dataset.images["test"][:2].copy(),  # two: of one, torch.export would fix the batch size
+        signature=ModelSignature(
+            Schema([TensorSpec(np.dtype(np.uint8), (-1, 32, 32, 3))]),
+            Schema([TensorSpec(np.dtype(np.float32), (-1, len(dataset.classes)))]),
+        ),
+        registered_model_name=dataset.name,
+        pip_requirements=[f"{package}=={version(package)}" for package in ("mlflow", "torch", "numpy")],
+    )
+    client.log_outputs(run.info.run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    return info.registered_model_version
 
 
 def load_model(client: MlflowClient, run: Run, dataset: Dataset) -> torch.nn.Module:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from cifar_lab import champion, repeat, runs, store, tracking, ui
+from cifar_lab import champion, repeat, runs, store, ui
 from cifar_lab.comparison import summarise
 from cifar_lab.config import Config
 from cifar_lab.datasets import Dataset
@@ -33,17 +33,17 @@ def run_experiments(
     announcement = _announcement(dataset, stand_in_because)
     console.print(announcement)
     client = store.connect()
-    experiment_id = store.open_experiment(client, dataset.name)
-    ui.save_views(client, experiment_id)
-    plan = repeat.plan(client, experiment_id, configs, seeds, dataset, accelerator)
+    with store.planning():
+        experiment_id = store.open_experiment(client, dataset.name)
+        ui.save_views(client, experiment_id)
+        plan = repeat.plan(client, experiment_id, configs, seeds, dataset, accelerator)
     jobs = repeat.choose_jobs(jobs, plan, accelerator)
     for item in plan:
         console.print(f"{item.name}: {len(item.missing)} of {len(item.seeds)} runs to train on {accelerator}")
-        if commits := {run.data.tags["mlflow.source.git.commit"] for run in item.finished} - {tracking.git_commit()}:
-            shown = ", ".join(sorted(commit[:7] for commit in commits))
-            console.print(f"  finished runs of other code ({shown}) are kept; delete them in the UI to retrain")
+        if differences := " and ".join(item.differences):
+            console.print(f"  finished runs are kept despite {differences}; delete them in the UI to train them again")
     failed, interrupted = repeat.train_missing(client, plan, dataset, accelerator, jobs, console)
-    console.print(_results(client, plan))
+    console.print(_results(client, plan, interrupted))
     if not interrupted:
         for line in [*_crown(client, experiment_id, plan[0], dataset), *ui.view_addresses(client, experiment_id)]:
             console.print(line, soft_wrap=True)
@@ -65,10 +65,10 @@ def _announcement(dataset: Dataset, stand_in_because: str) -> Panel:
     return Panel(f"{warning}\n{text}", style="bold yellow")
 
 
-def _results(client: MlflowClient, plan: Sequence[repeat.Repeats]) -> Table:
+def _results(client: MlflowClient, plan: Sequence[repeat.Repeats], interrupted: bool) -> Table:
     table = Table("experiment", "n", "val acc, mean ± std", "test acc, mean ± std", "time per run")
     for item in plan:
-        finished = repeat.summarise_repeats(client, item)
+        finished = repeat.summarise_repeats(client, item, interrupted)
         if not finished:
             table.add_row(item.name, "0", "-", "-", "-")
             continue
@@ -87,15 +87,17 @@ def _crown(client: MlflowClient, experiment_id: str, item: repeat.Repeats, datas
     )
     if best is None:
         return ["no run has finished, so there is no best run"]
-    champion.crown(client, best, dataset)
+    crowned = champion.crown(client, best, dataset)
     val, test = (f"{stage} acc {best.data.metrics[f'{stage}/acc']:.2%}" for stage in ("val", "test"))
     address = f"{ui.server()}/#/experiments/{experiment_id}/runs/{best.info.run_id}?workflowType=machine_learning"
     environment = Path(sys.prefix)
     python = f"{environment.name}/bin/python" if environment.parent == Path.cwd() else "python"
     model = f"mlflow.pyfunc.load_model('models:/{dataset.name}@{champion.ALIAS}')"
     images = f"np.load('{dataset.folder}/images_test.npy')[:5]"
-    return [
+    lines = [
         f"best run: {best.info.run_name}, highest val acc of all on these images: {val}, {test}",
         f"look at it: make ui, then open {address}",
-        f'use it: {python} -c "import mlflow, numpy as np; print({model}.predict({images}))"',
     ]
+    if not crowned:
+        return [*lines, f"the champion of {dataset.name} stays: it was chosen on other validation images"]
+    return [*lines, f'use it: {python} -c "import mlflow, numpy as np; print({model}.predict({images}))"']

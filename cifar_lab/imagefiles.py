@@ -33,7 +33,7 @@ def image_folder(path: Path) -> Source:
         for file in progress(files, "decoding"):
             yield str(file), file.stat().st_size, file.read_bytes
 
-    return Source(str(path), digest, lambda: _read_images(path, members))
+    return Source(digest, lambda: _read_images(path, members))
 
 
 def image_archive(path: Path) -> Source:
@@ -49,7 +49,7 @@ def image_archive(path: Path) -> Source:
                 yield member.filename, member.file_size, functools.partial(archive.read, member)
 
     members = zip_members if path.suffix.lower() == ".zip" else tar_members
-    return Source(str(path), lambda: file_digest(path), lambda: _read_images(path, members))
+    return Source(lambda: file_digest(path), lambda: _read_images(path, members))
 
 
 def _read_images(path: Path, members: Callable[[], Iterator[Member]]) -> Images:
@@ -96,7 +96,7 @@ def _pixels(read: Callable[[], bytes], size: int, name: str) -> np.ndarray:
         raise DataError(f"{name} is not a 32x32 image ({size >> 20} MiB)")
     data = read()
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
         if image.size != (32, 32):
             raise DataError(f"{name} is {image.width}x{image.height}, not 32x32")
         return np.asarray(image.convert("RGB"))

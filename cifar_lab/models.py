@@ -23,6 +23,7 @@ class Classifier(LightningModule):
     """From (b, 32, 32, 3) uint8 images to (b, classes) logits; normalises by channel `mean` and `std` itself.
 
     Logs `{train,val,test}/{loss,acc}`, `lr` and `epoch_seconds` with the number of completed epochs as the step.
+    `epoch_seconds` is the time of training alone.
     Keeps the counts of each stage's last epoch in `confusion[stage]`, (classes, classes), rows true, columns predicted.
     Raises NonFiniteLoss, which names epoch and step, at the end of the epoch in which it happened.
     """
@@ -70,7 +71,7 @@ class Classifier(LightningModule):
             f"{stage}/acc": self.confusion[stage].trace() / count,
         }
         if stage == "train":
-            values |= {"lr": self.lr_schedulers().get_last_lr()[0], "epoch_seconds": time.perf_counter() - self.started}
+            values |= {"lr": self.lr_schedulers().get_last_lr()[0], "epoch_seconds": self.epoch_seconds}
         self.log_dict({**values, "step": float(completed)})
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
@@ -88,6 +89,7 @@ class Classifier(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.total_loss("train")  # of a broken training the first broken step is what to report
+        self.epoch_seconds = time.perf_counter() - self.started  # of training alone
         self.start_stage("val")
 
     def on_test_epoch_start(self) -> None:

@@ -39,9 +39,10 @@ def download() -> Path:
 
     host = urllib.parse.urlparse(CIFAR10.url).hostname
     try:
-        _resolve(host)
+        if not urllib.request.getproxies():
+            _resolve(host)
         response = urllib.request.urlopen(CIFAR10.url, timeout=CONNECT_SECONDS)
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise Unreachable(f"can't be downloaded from {host} ({getattr(error, 'reason', error)})") from None
     size = int(response.headers.get("Content-Length", SIZE))
     with response, staged(DATA / ARCHIVE) as path, path.open("wb") as file:
@@ -95,14 +96,14 @@ def official_archive(path: Path) -> Source:
                 archive.extractall(folder, filter="data")
             return _read_official(Path(folder) / FOLDER, str(path))
 
-    return Source(str(path), lambda: file_digest(path), decode)
+    return Source(lambda: file_digest(path), decode)
 
 
 def official_folder(path: Path) -> Source:
     def digest() -> str:
         return hashlib.sha256("".join(file_digest(file) for file in sorted(path.glob("*_batch*"))).encode()).hexdigest()
 
-    return Source(str(path), digest, lambda: _read_official(path, str(path)))
+    return Source(digest, lambda: _read_official(path, str(path)))
 
 
 def _read_official(folder: Path, name: str) -> Images:

@@ -44,7 +44,7 @@ class Progress:
         for parent, epochs in self.parents.items():
             name = parent.info.run_name
             left += pending[name] * epochs * self.pace.get(name, float("nan")) if pending[name] else 0
-            for run in self._running(parent):
+            for run in runs.running_runs(self.client, parent, self.started):
                 histories = [runs.history(self.client, run.info.run_id, metric) for metric in COLUMNS[2:4]]
                 epoch = min(map(len, histories))
                 if epoch == 0:
@@ -63,10 +63,6 @@ class Progress:
             done = f"{total - pending.total()} of {total} runs done"
             table.caption = f"{done}, {clock(time.time() - self.started)} passed, {clock(left / self.jobs)} left"
             self.live.update(table)
-
-    def _running(self, parent: Run) -> list[Run]:
-        running = runs.children(self.client, parent, "RUNNING")
-        return [run for run in running if run.info.start_time >= 1000 * self.started]
 
 
 def clock(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """Many runs: leave out what is finished, train the rest in parallel, summarise over seeds."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,7 @@ from threading import Thread
 
 import numpy as np
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 
@@ -38,12 +40,26 @@ class Repeats:
     parent: Run
     seeds: tuple[int, ...]
     finished: tuple[Run, ...]
+    tags: Mapping[str, str]  # that a run started now would carry
 
     @property
     def missing(self) -> list[int]:
         """The seeds asked for that no run has finished."""
         done = {int(run.data.tags["seed"]) for run in self.finished}
         return [seed for seed in self.seeds if seed not in done]
+
+    @property
+    def differences(self) -> list[str]:
+        """In what the finished runs differ from runs started now, though their config is the same."""
+        names = {
+            "mlflow.source.git.commit": "git commit",
+            "git_dirty": "uncommitted code",
+            "accelerator": "accelerator",
+        }
+        different = {tag for tag in names for run in self.finished if run.data.tags.get(tag) != self.tags[tag]}
+        if self.finished and self.tags["git_dirty"] == "true":
+            different.add("git_dirty")
+        return [names[tag] for tag in names if tag in different]
 
 
 def plan(
@@ -54,17 +70,21 @@ def plan(
     dataset: Dataset,
     accelerator: str,
 ) -> list[Repeats]:
-    """The repeats that `configs` and `seeds` ask for; a config that never ran gets its parent run."""
+    """The repeats that `configs` and `seeds` ask for; a config that never ran gets its parent run.
+
+    Raises UsageError, before anything is written, if a split is impossible or two configs are the same.
+    """
+    tags = {name: tracking.run_tags(name, config, dataset, accelerator) for name, config in configs.items()}
+    if len({tag["config_hash"] for tag in tags.values()}) < len(tags):
+        raise UsageError(f"two of the experiments {', '.join(configs)} are the same: no setting differs")
     repeats = []
     for name, config in configs.items():
-        parent = runs.find_parent(client, experiment_id, config.hash(dataset.digest))
+        parent = runs.find_parent(client, experiment_id, tags[name]["config_hash"])
         if parent is None:
-            tags = tracking.run_tags(name, config, dataset, accelerator)
-            parent = tracking.start_parent(client, experiment_id, name, config, tags)
-        elif any(parent.info.run_id == other.parent.info.run_id for other in repeats):
-            raise UsageError(f"experiment {name} is the same as another one here: nothing in its settings differs")
-        finished = runs.children(client, parent, "FINISHED")
-        repeats.append(Repeats(name, config, parent, tuple(seeds), tuple(finished)))
+            parent = tracking.start_parent(client, experiment_id, name, config, tags[name])
+        repeats.append(
+            Repeats(name, config, parent, tuple(seeds), tuple(runs.finished_runs(client, parent)), tags[name])
+        )
     return repeats
 
 
@@ -92,26 +112,33 @@ def train_missing(
         return failed, False
     # a fork server's workers start at once, but CUDA does not survive a fork
     context = multiprocessing.get_context("forkserver" if accelerator == "cpu" else "spawn")
+    parents = {r.parent: r.config.trainer.epochs for r in repeats if r.missing}
     with (
         ProcessPoolExecutor(jobs, context, _start_worker) as pool,
-        Progress(client, console, {r.parent: r.config.trainer.epochs for r in repeats if r.missing}, jobs) as progress,
+        Progress(client, console, parents, jobs) as progress,
     ):
-        pending = {
-            pool.submit(train_one, r.parent.info.run_id, r.name, r.config, seed, dataset.folder, accelerator): (r, seed)
-            for r in repeats
-            for seed in r.missing
-        }
         try:
+            pending = {
+                pool.submit(train_one, r.parent.info.run_id, r.name, r.config, seed, dataset.folder, accelerator): (
+                    r,
+                    seed,
+                )
+                for r in repeats
+                for seed in r.missing
+            }
             while pending:
                 for future in wait(pending, POLL_SECONDS, FIRST_COMPLETED).done:
                     r, seed = pending.pop(future)
                     if error := future.exception():
                         failed[f"{r.name}-seed{seed}"] = _reason(error)
                         console.print(f"{r.name}-seed{seed} failed: {_reason(error)}", soft_wrap=True)
-                progress.update(Counter(r.parent.info.run_name for r, _ in pending.values()), total)
-        except KeyboardInterrupt:
+                with contextlib.suppress(MlflowException):  # the display is not worth a run
+                    progress.update(Counter(r.parent.info.run_name for r, _ in pending.values()), total)
+        except BaseException as error:
             _stop(pool)
-            return failed, True
+            if isinstance(error, KeyboardInterrupt):
+                return failed, True
+            raise
     return failed, False
 
 
@@ -132,12 +159,13 @@ def train_one(parent_id: str, name: str, config: Config, seed: int, dataset_fold
         os._exit(143)  # SIGTERM: returning would let the pool hand this process the next run
 
 
-def summarise_repeats(client: MlflowClient, repeats: Repeats) -> list[Run]:
-    """The finished runs of all seeds; logs their statistics to the parent, and ends it, if that is not done yet."""
-    finished = runs.children(client, repeats.parent, "FINISHED")
+def summarise_repeats(client: MlflowClient, repeats: Repeats, interrupted: bool) -> list[Run]:
+    """The finished runs of all seeds; if they are news, logs their statistics to the parent and ends it."""
+    finished = runs.finished_runs(client, repeats.parent)
     parent = client.get_run(repeats.parent.info.run_id)
-    stale = repeats.missing or parent.info.status != "FINISHED" or parent.data.metrics.get("n") != len(finished)
-    if finished and stale:
+    if parent.info.status == "FINISHED" and not repeats.missing and parent.data.metrics.get("n") == len(finished):
+        return finished
+    if finished and not interrupted:
         values = {m: {int(run.data.tags["seed"]): run.data.metrics[m] for run in finished} for m in METRICS}
         each = [runs.curves(client, run.info.run_id) for run in finished]
         curves = {
@@ -145,9 +173,8 @@ def summarise_repeats(client: MlflowClient, repeats: Repeats) -> list[Run]:
             for stage in each[0]
         }
         tracking.log_repeats(client, parent.info.run_id, values, curves)
-    if stale:
-        seeds = {int(run.data.tags["seed"]) for run in finished}
-        tracking.end_parent(client, parent.info.run_id, seeds.issuperset(repeats.seeds))
+    complete = {int(run.data.tags["seed"]) for run in finished}.issuperset(repeats.seeds)
+    tracking.end_run(client, parent.info.run_id, "FINISHED" if complete else "KILLED" if interrupted else "FAILED")
     return finished
 
 

@@ -1,4 +1,4 @@
-"""The only reader of MLflow: runs, their histories, which are finished, which is best."""
+"""What is read back from MLflow: runs, their histories, which are finished, which is best."""
 
 from collections.abc import Iterator
 
@@ -27,13 +27,25 @@ def find_parent(client: MlflowClient, experiment_id: str, config_hash: str) -> R
     return next(_search(client, experiment_id, condition, ["attributes.start_time ASC"]), None)
 
 
-def children(client: MlflowClient, parent: Run, status: str) -> list[Run]:
-    """The runs under `parent` with a status such as "FINISHED", by seed; of several of one seed the first."""
-    condition = f"tags.mlflow.parentRunId = '{parent.info.run_id}' and attributes.status = '{status}'"
+def finished_runs(client: MlflowClient, parent: Run) -> list[Run]:
+    """The finished runs under `parent`, by seed; of several of one seed the first."""
     by_seed: dict[int, Run] = {}
-    for run in _search(client, parent.info.experiment_id, condition, ["attributes.start_time ASC"]):
+    for run in _children(client, parent, "FINISHED", since=0):
         by_seed.setdefault(int(run.data.tags["seed"]), run)
     return [by_seed[seed] for seed in sorted(by_seed)]
+
+
+def running_runs(client: MlflowClient, parent: Run, since: float) -> list[Run]:
+    """The runs under `parent` that train and were started at `since` (seconds since 1970) or later."""
+    return _children(client, parent, "RUNNING", since)
+
+
+def _children(client: MlflowClient, parent: Run, status: str, since: float) -> list[Run]:
+    condition = (
+        f"tags.mlflow.parentRunId = '{parent.info.run_id}' and attributes.status = '{status}' "
+        f"and attributes.start_time >= {int(1000 * since)}"
+    )
+    return list(_search(client, parent.info.experiment_id, condition, ["attributes.start_time ASC"]))
 
 
 def best_run(client: MlflowClient, experiment_id: str, data_digest: str, split_digest: str) -> Run | None:

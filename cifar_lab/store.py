@@ -22,20 +22,27 @@ def connect() -> MlflowClient:
     """
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DATABASE.resolve()}"
-    if uri.startswith("sqlite:///"):
-        database = Path(uri.removeprefix("sqlite:///"))
-        with FileLock(f"{database}.lock"):  # MLflow's own creation of a database fails if two do it at once
-            logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # not each step of it
-            if not database.exists():
-                with staged(database) as path:
-                    MlflowClient(f"sqlite:///{path}").search_experiments()
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # not each step of making a database
     mlflow.set_tracking_uri(uri)
     try:
+        if uri.startswith("sqlite:///"):
+            database = Path(uri.removeprefix("sqlite:///"))
+            with FileLock(f"{database}.new.lock"):  # MLflow's own making of a database fails if two do it at once
+                if not database.exists():
+                    with staged(database) as path:
+                        MlflowClient(f"sqlite:///{path}").search_experiments()
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
+    except UserError:
+        raise
     except Exception as error:  # of MLflow, of its database driver or of its HTTP client
         raise UserError(f"cannot open the runs at {uri}: {str(error).splitlines()[0]}") from None
     return client
+
+
+def planning() -> FileLock:
+    """To be held while experiments and parent runs are looked up and, where missing, made."""
+    return FileLock(f"{DATABASE}.lock")
 
 
 def open_experiment(client: MlflowClient, name: str) -> str:

@@ -1,4 +1,4 @@
-"""The only writer to MLflow: experiments, parent and child runs, their parameters, metrics, tags and artifacts."""
+"""What is written of parent and child runs: parameters, metrics, tags, artifacts, and how they end."""
 
 import json
 import platform
@@ -103,10 +103,10 @@ def child_run(
         client.set_terminated(run_id, "KILLED")
         raise
     except BaseException as error:
+        client.set_terminated(run_id, "FAILED")
         client.set_tag(run_id, "error", str(error) or type(error).__name__)
         if not isinstance(error, UserError):
             client.log_text(run_id, traceback.format_exc(), "error.txt")
-        client.set_terminated(run_id, "FAILED")
         raise
     client.set_terminated(run_id, "FINISHED")
 
@@ -154,9 +154,9 @@ def reopen_parent(client: MlflowClient, run_id: str) -> None:
     client.update_run(run_id, "RUNNING")
 
 
-def end_parent(client: MlflowClient, run_id: str, complete: bool) -> None:
-    """End the parent run: FINISHED if every run that was asked for is, else FAILED."""
-    client.set_terminated(run_id, "FINISHED" if complete else "FAILED")
+def end_run(client: MlflowClient, run_id: str, status: str) -> None:
+    """End a run as FINISHED, FAILED or KILLED."""
+    client.set_terminated(run_id, status)
 
 
 def log_result(
@@ -210,6 +210,8 @@ def log_repeats(
     values = {"n": float(len(metrics["val/acc"]))}
     for name, summary in summaries.items():
         fields = {"mean": summary.mean, "std": summary.std, "ci_low": summary.ci_low, "ci_high": summary.ci_high}
+        if name.startswith("val"):
+            del fields["mean"]  # the last point of the curve
         values |= {f"{name}_{field}": value for field, value in fields.items() if not np.isnan(value)}
     now = int(1000 * time.time())
     client.log_batch(parent_id, metrics=[Metric(name, value, now, epochs) for name, value in values.items()])

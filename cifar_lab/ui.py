@@ -7,7 +7,6 @@ import socket
 import sys
 import time
 import zlib
-from typing import NoReturn
 
 from mlflow.tracking import MlflowClient
 
@@ -19,12 +18,13 @@ VIEWS = ("leaderboard", "averages")
 
 
 def save_views(client: MlflowClient, experiment_id: str) -> None:
-    """Store the VIEWS of the runs table in the experiment: each run by val/acc, and averages by experiment file.
+    """Store the VIEWS of the runs table in the experiment: each run by val/acc, and averages over seeds.
 
     The format is MLflow 3.17's own and undocumented; another version shows its default columns instead.
     """
     columns = ["metrics.`val/acc`", "metrics.`test/acc`", "tags.`experiment`", "tags.`seed`"]
-    average = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "experiment"}]}
+    keys = [{"mode": "tag", "groupByData": tag} for tag in ("experiment", "config_hash")]
+    average = {"aggregateFunction": "average", "groupByKeys": keys}
     for name, group in zip(VIEWS, (None, average), strict=True):
         state = {
             "searchFilter": "tags.kind = 'run'",
@@ -66,16 +66,21 @@ def server(port: int = PORT) -> str:
     return uri.rstrip("/") if uri.startswith("http") else f"http://127.0.0.1:{port}"
 
 
-def start_ui(port: int) -> NoReturn:
-    """Print the addresses of the saved views, then become MLflow's UI, lean and on 127.0.0.1. Raises UserError."""
-    if not DATABASE.exists():
+def start_ui(port: int) -> None:
+    """Print the addresses of the saved views, then become MLflow's UI, lean and on 127.0.0.1.
+
+    Only prints them where the runs are on a server. Raises UserError.
+    """
+    if not DATABASE.exists() and "MLFLOW_TRACKING_URI" not in os.environ:
         raise UserError(f"no {DATABASE} here; run make experiment first")
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise UserError(f"port {port} is in use; give another, such as make ui PORT={port + 1}")
     client = connect()
     for found in client.search_experiments(filter_string="name != 'Default'"):
         print("\n".join(view_addresses(client, found.experiment_id, port)), flush=True)
+    if client.tracking_uri.startswith("http"):
+        return
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise UserError(f"port {port} is in use; give another, such as make ui PORT={port + 1}")
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # its job runners are idle here, and 1.3 GB
     command = ["-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    os.execv(sys.executable, [sys.executable, *command])
+    os.execv(sys.executable, [sys.executable, *command, "--backend-store-uri", client.tracking_uri])

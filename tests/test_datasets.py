@@ -14,11 +14,12 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import write_images
+from conftest import REPOSITORY, write_images
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from cifar_lab import official
+from cifar_lab.__main__ import main
 from cifar_lab.datasets import load_dataset, open_dataset
 from cifar_lab.sources import CLASSES, DataError
 
@@ -118,6 +119,11 @@ def no_image(folder, archive):
     (folder / "test" / "dog" / "0001.png").write_text("not a picture")
 
 
+def other_format(folder, archive):
+    file = folder / "test" / "dog" / "0001.png"
+    Image.open(file).save(file, "PPM")
+
+
 def half_image(folder, archive):
     file = folder / "test" / "dog" / "0001.png"
     file.write_bytes(file.read_bytes()[:300])
@@ -135,6 +141,7 @@ def half_image(folder, archive):
         (no_split, None, "the split test/ has no images"),
         (wrong_size, None, "test/dog/0001.png is 28x28, not 32x32"),
         (no_image, None, "test/dog/0001.png is not a readable image"),
+        (other_format, None, "test/dog/0001.png is not a readable image"),
         (half_image, None, "test/dog/0001.png is not a readable image"),
     ],
 )
@@ -320,11 +327,11 @@ def test_full_disk_leaves_nothing_behind(image_folder, workplace, monkeypatch):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become a user without permission")
-def test_missing_permission_is_an_os_error_that_names_the_path(image_folder, workplace):
+def test_missing_permission_costs_one_line_that_names_the_path(workplace, capsys):
     workplace.chmod(0o755)
     os.seteuid(65534)
     try:
-        with pytest.raises(OSError, match="Permission denied"):
-            load_dataset("digits")
+        code = main(["experiment", str(REPOSITORY / "experiments" / "linear.toml"), "--data", "digits"])
     finally:
         os.seteuid(0)
+    assert (code, capsys.readouterr().err) == (1, "cifar_lab: data: Permission denied\n")

@@ -39,6 +39,9 @@ MISTAKES = [
     (("experiment", LINEAR, "--jobs", "many"), "--jobs: 'many' is not a positive whole number"),
     (("experiment", LINEAR, "--set", "optim.lr=1"), "unknown key optim.lr; known here: learning_rate, momentum"),
     (("experiment", LINEAR, "--set", "optim.learning_rate=high"), "optim.learning_rate = 'high': Input should be"),
+    (("experiment", LINEAR, "--seed", "5"), "unrecognized arguments: --seed 5"),
+    (("experiment", LINEAR, LINEAR), "an experiment is named twice: linear, linear"),
+    (("ui", "--port", "70000"), "--port: '70000' is not a port: 1 to 65535"),
     (("experiment", LINEAR, "--accelerator", "tpu"), "argument --accelerator: invalid choice: 'tpu'"),
 ]
 
@@ -61,6 +64,12 @@ def test_images_that_are_not_there_cost_one_line_and_exit_code_1(workplace, tmp_
     result = cifar_lab("experiment", LINEAR, "--data-dir", str(tmp_path / "nowhere"))
     assert (result.returncode, result.stderr) == (1, f"cifar_lab: data directory {tmp_path}/nowhere does not exist\n")
     assert not any(workplace.iterdir())
+
+
+def test_the_environment_names_the_images_too(workplace, monkeypatch):
+    monkeypatch.setenv("CIFAR_LAB_DATA", "elsewhere")
+    result = cifar_lab("experiment", LINEAR)
+    assert (result.returncode, result.stderr) == (1, "cifar_lab: data directory elsewhere does not exist\n")
 
 
 def test_a_full_disk_costs_one_line_and_leaves_no_half_cache(workplace):
