@@ -1,6 +1,10 @@
-import pytest
+import re
+import tomllib
 
-from cifar_lab.config import UsageError, load_config
+import pytest
+from conftest import REPOSITORY
+
+from cifar_lab.config import Config, UsageError, load_config
 
 
 def write(tmp_path, text):
@@ -66,6 +70,7 @@ CHANGES = {
         ('[model]\nkind = "cnn"\n', "trainer.epochs=0", "trainer.epochs = 0: Input should be greater than or equal to"),
         ('[model]\nkind = "tree"\n', None, "model.kind = 'tree': use linear or cnn"),
         ('[model]\nkind = "cnn"\n', "epochs=3", "write --set section.key=value"),
+        ("[model]\nwidth = 3\n", None, 'model.kind is missing; write [model] kind = "linear" or "cnn"'),
         ("[data]\n", None, "model is missing"),
         ("model = 3\n", "model.width=3", "model is not a section; write [model]"),
         ("[model\n", None, "Expected ']'"),
@@ -76,6 +81,19 @@ def test_mistakes_are_named_in_one_line(tmp_path, text, override, message):
         load_config(write(tmp_path, text), [override] if override else [])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "experiments").glob("*.toml")), ids=lambda path: path.stem)
+def test_experiment_files_state_a_claim_and_only_what_differs_from_the_defaults(path):
+    lines = path.read_text().splitlines()
+    assert len(lines) <= 25
+    claim = " ".join(line for line in lines if line.startswith("#"))
+    assert re.search(r"test accuracy \d+\.\d+ ± \d+\.\d+ % \(n = \d+\)", claim)
+    assert f"make experiment EXPERIMENTS={path.stem}" in claim
+    config = load_config(str(path))
+    defaults = Config(model={"kind": config.model.kind}).flat()
+    said = {f"{section}.{key}" for section, keys in tomllib.loads(path.read_text()).items() for key in keys}
+    assert {key for key, value in config.flat().items() if value != defaults[key]} == said - {"model.kind"}
 
 
 def test_unknown_experiment_lists_the_known_ones(workplace):
