@@ -1,5 +1,6 @@
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -69,11 +70,19 @@ def start_experiment(folder, *arguments, wait=True):
     return (process, process.communicate()[0]) if wait else process
 
 
+@pytest.fixture
+def unused(tracked, tmp_path):
+    """A folder without runs, in which digits are decoded already."""
+    shutil.copytree(tracked.folder / "data", tmp_path / "data")
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def tracked(tmp_path_factory):
-    """Both models with seeds 0 and 1 for 2 epochs on digits."""
+    """Both models for 2 epochs on digits: first with seed 0, then with seeds 0 and 1."""
     folder = tmp_path_factory.mktemp("tracked")
-    process, output = start_experiment(folder, "--seeds", "2", "--epochs", "2")
-    assert process.returncode == 0, output
+    for seeds in ("1", "2"):
+        process, output = start_experiment(folder, "--seeds", seeds, "--epochs", "2")
+        assert process.returncode == 0, output
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     return Tracked(folder, output, client, client.get_experiment_by_name("digits").experiment_id)

@@ -2,12 +2,14 @@ import math
 import time
 from collections import Counter
 from io import StringIO
+from types import SimpleNamespace
 
 import pytest
 from mlflow.entities import Metric
 from rich.console import Console
 
 from cifar_lab import runs, store
+from cifar_lab.champion import crown
 from cifar_lab.config import UserError
 from cifar_lab.progress import Progress, clock
 
@@ -62,6 +64,19 @@ def test_best_run_ignores_unfinished_broken_and_foreign_runs(client, experiment_
     add_run(client, experiment_id, metrics(0.9), data_digest="other")
     add_run(client, experiment_id, metrics(0.9), kind="repeats")
     assert runs.best_run(client, experiment_id, "d", "s").info.run_id == good
+
+
+def test_champion_stays_if_the_best_run_was_chosen_on_other_images(client, experiment_id):
+    first = add_run(client, experiment_id, metrics(0.8), best="true")
+    client.create_registered_model("x")
+    client.create_model_version("x", source="models:/nothing", run_id=first)
+    client.set_registered_model_alias("x", "champion", "1")
+    other = add_run(client, experiment_id, metrics(0.9), split="other")
+    dataset = SimpleNamespace(name="x")
+    assert crown(client, client.get_run(other), dataset) is False
+    assert crown(client, client.get_run(first), dataset) is True
+    assert client.get_model_version_by_alias("x", "champion").run_id == first
+    assert [client.get_run(run_id).data.tags.get("best") for run_id in (first, other)] == ["true", "true"]
 
 
 def test_history_is_ordered_by_epoch(client, experiment_id):
