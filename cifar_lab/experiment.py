@@ -82,9 +82,7 @@ def _results(client: MlflowClient, plan: Sequence[repeat.Repeats], interrupted: 
 
 def _crown(client: MlflowClient, experiment_id: str, item: repeat.Repeats, dataset: Dataset) -> list[str]:
     """Make the best run the champion; the lines that name it."""
-    best = runs.best_run(
-        client, experiment_id, *(item.parent.data.tags[tag] for tag in ("data_digest", "split_digest"))
-    )
+    best = runs.best_run(client, experiment_id, item.tags["data_digest"], item.tags["split_digest"])
     if best is None:
         return ["no run has finished, so there is no best run"]
     crowned = champion.crown(client, best, dataset)

@@ -4,7 +4,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
@@ -18,6 +17,7 @@ import numpy as np
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from pytorch_lightning import Callback
 from rich.console import Console
 
 from cifar_lab import runs, store, tracking
@@ -28,6 +28,7 @@ from cifar_lab.train import train
 
 POLL_SECONDS = 1.0
 STOP_SECONDS = 15.0
+SIGTERM_CODE = 128 + signal.SIGTERM
 METRICS = ("val/acc", "val/loss", "test/acc", "test/loss")
 
 
@@ -144,19 +145,35 @@ def train_missing(
 
 def train_one(parent_id: str, name: str, config: Config, seed: int, dataset_folder: Path, accelerator: str) -> None:
     """Train and track one run; the body of a worker process."""
-    client = store.connect()
-    dataset = open_dataset(dataset_folder)
+    _Worker.busy = True
     try:
+        client = store.connect()
+        dataset = open_dataset(dataset_folder)
         with (
             TemporaryDirectory() as folder,
             tracking.child_run(client, parent_id, name, seed, config, dataset, accelerator) as run_id,
         ):
             logger = tracking.RunLogger(run_id=run_id, tracking_uri=client.tracking_uri)
-            images = tracking.ConfusionImages(client, run_id, dataset.classes)
-            result = train(config, seed, dataset, Path(folder), accelerator, logger, [images])
+            callbacks = [_Stop(), tracking.ConfusionImages(client, run_id, dataset.classes)]
+            result = train(config, seed, dataset, Path(folder), accelerator, logger, callbacks)
             tracking.log_result(client, run_id, result, dataset.classes, runs.curves(client, run_id))
-    except SystemExit:
-        os._exit(143)  # SIGTERM: returning would let the pool hand this process the next run
+    finally:
+        _Worker.busy = False
+        if _Worker.stopping:
+            os._exit(SIGTERM_CODE)  # returning would let the pool hand this process the next run
+
+
+class _Worker:
+    """State of this worker process: a SIGTERM ends it at once while it is idle, else where that is safe."""
+
+    busy = False
+    stopping = False
+
+
+class _Stop(Callback):
+    def on_train_batch_start(self, *_: object) -> None:
+        if _Worker.stopping:
+            raise SystemExit(SIGTERM_CODE)
 
 
 def summarise_repeats(client: MlflowClient, repeats: Repeats, interrupted: bool) -> list[Run]:
@@ -179,14 +196,19 @@ def summarise_repeats(client: MlflowClient, repeats: Repeats, interrupted: bool)
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the driver, end on SIGTERM as KILLED, and never outlive the driver."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    """Leave Ctrl-C to the driver, stop on SIGTERM, and never outlive the driver."""
+
+    def stop(*_: object) -> None:
+        _Worker.stopping = True
+        if not _Worker.busy:
+            os._exit(SIGTERM_CODE)
 
     def follow_driver() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, stop)
     Thread(target=follow_driver, daemon=True).start()
 
 
