@@ -43,7 +43,8 @@ def download() -> Path:
             _resolve(host)
         response = urllib.request.urlopen(CIFAR10.url, timeout=CONNECT_SECONDS)
     except (OSError, http.client.HTTPException) as error:
-        raise Unreachable(f"can't be downloaded from {host} ({getattr(error, 'reason', error)})") from None
+        cause = getattr(error, "reason", error)
+        raise Unreachable(f"can't be downloaded from {host} ({getattr(cause, 'strerror', None) or cause})") from None
     size = int(response.headers.get("Content-Length", SIZE))
     with response, staged(DATA / ARCHIVE) as path, path.open("wb") as file:
         for _ in progress(range(-(-size // PIECE)), f"downloading {ARCHIVE}"):

@@ -27,7 +27,7 @@ def connect() -> MlflowClient:
     try:
         if uri.startswith("sqlite:///"):
             database = Path(uri.removeprefix("sqlite:///"))
-            with FileLock(f"{database}.new.lock"):  # MLflow's own making of a database fails if two do it at once
+            with FileLock(f"{database}.lock"):  # MLflow's own making of a database fails if two do it at once
                 if not database.exists():
                     with staged(database) as path:
                         MlflowClient(f"sqlite:///{path}").search_experiments()
