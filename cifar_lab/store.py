@@ -36,7 +36,7 @@ def connect() -> MlflowClient:
     except UserError:
         raise
     except Exception as error:  # of MLflow, of its database driver or of its HTTP client
-        raise UserError(f"cannot open the runs at {uri}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"cannot open the runs at {uri}: {str(error).partition(os.linesep)[0]}") from None
     return client
 
 

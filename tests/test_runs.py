@@ -69,7 +69,7 @@ def test_best_run_ignores_unfinished_broken_and_foreign_runs(client, experiment_
 def test_champion_stays_if_the_best_run_was_chosen_on_other_images(client, experiment_id):
     first = add_run(client, experiment_id, metrics(0.8), best="true")
     client.create_registered_model("x")
-    client.create_model_version("x", source="models:/nothing", run_id=first)
+    client.create_model_version("x", source="nowhere", run_id=first)
     client.set_registered_model_alias("x", "champion", "1")
     other = add_run(client, experiment_id, metrics(0.9), split="other")
     dataset = SimpleNamespace(name="x")
