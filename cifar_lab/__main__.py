@@ -130,7 +130,7 @@ def experiment(options: argparse.Namespace) -> int:
     names = [experiment_name(name) for name in options.experiments]
     if len(set(names)) < len(names):
         raise UsageError(f"an experiment is named twice: {', '.join(names)}")
-    configs = {experiment_name(name): load_config(name, overrides) for name in options.experiments}
+    configs = {name: load_config(file, overrides) for name, file in zip(names, options.experiments, strict=True)}
 
     from cifar_lab.datasets import load_dataset
 

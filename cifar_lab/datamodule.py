@@ -32,7 +32,7 @@ def split_digest(labels: np.ndarray, data: DataConfig) -> str:
 
 
 def derive_seed(*key: int) -> int:
-    """64 bits from a key such as (seed, epoch): near keys give unrelated streams (numpy.random.SeedSequence)."""
+    """63 bits from a key such as (seed, epoch): near keys give unrelated streams (numpy.random.SeedSequence)."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 

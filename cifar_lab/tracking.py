@@ -41,7 +41,7 @@ def run_tags(name: str, config: Config, dataset: Dataset, accelerator: str) -> d
         "split_digest": split_digest(dataset.labels["train"], config.data),
         "lock_digest": file_digest(lock)[:16] if lock.exists() else "none",
         "git_dirty": str(bool(_git("status", "--porcelain"))).lower(),
-        "mlflow.source.git.commit": git_commit(),
+        "mlflow.source.git.commit": _git("rev-parse", "HEAD") or "none",
         "mlflow.source.name": f"cifar_lab experiment {name}",
         "accelerator": accelerator,
         "device": torch.cuda.get_device_name() if accelerator == "cuda" else _processor(),
@@ -50,11 +50,6 @@ def run_tags(name: str, config: Config, dataset: Dataset, accelerator: str) -> d
         "pytorch_lightning": pytorch_lightning.__version__,
         "mlflow": mlflow.__version__,
     }
-
-
-def git_commit() -> str:
-    """The commit that this package stands on, "none" outside of git."""
-    return _git("rev-parse", "HEAD") or "none"
 
 
 def _git(*command: str) -> str:

@@ -84,7 +84,7 @@ def weights_digest(model: torch.nn.Module) -> str:
 
 
 def resolve_accelerator(accelerator: str) -> str:
-    """ "cuda", "mps" or "cpu" for "auto", "cpu" or "gpu". Raises UsageError if there is no GPU."""
+    """The device for "auto", "cpu" or "gpu": "cuda", "mps" or "cpu". Raises UsageError if "gpu" is not there."""
     if accelerator != "cpu":
         if torch.cuda.is_available():
             return "cuda"
