@@ -41,6 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        if not (store := sys.modules.get("cifar_lab.store")) or not isinstance(error, store.MlflowException):
+            raise
+        print(f"cifar_lab: {store.trouble(error)}; what is finished is kept, start again", file=sys.stderr)
+        return 1
 
 
 def _parser() -> Parser:

@@ -3,6 +3,7 @@
 import tempfile
 import warnings
 from importlib.metadata import version
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -16,6 +17,7 @@ from mlflow.types import Schema, TensorSpec
 from cifar_lab.config import load_config
 from cifar_lab.datasets import Dataset
 from cifar_lab.models import Probabilities, make_model
+from cifar_lab.train import load_checkpoint
 
 ALIAS = "champion"
 
@@ -75,11 +77,7 @@ def load_model(client: MlflowClient, run: Run, dataset: Dataset) -> torch.nn.Mod
     """The trained network of a run, from its tracked config and last checkpoint, on the CPU."""
     with tempfile.TemporaryDirectory() as folder:
         config = load_config(client.download_artifacts(run.info.run_id, "config.toml", folder))
-        checkpoint = torch.load(
-            client.download_artifacts(run.info.run_id, "checkpoints/last.ckpt", folder),
-            map_location="cpu",
-            weights_only=True,
-        )
+        checkpoint = load_checkpoint(Path(client.download_artifacts(run.info.run_id, "checkpoints/last.ckpt", folder)))
     model = make_model(config, dataset)
     model.load_state_dict(checkpoint["state_dict"])
     return model

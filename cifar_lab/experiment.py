@@ -39,9 +39,12 @@ def run_experiments(
         plan = repeat.plan(client, experiment_id, configs, seeds, dataset, accelerator)
     jobs = repeat.choose_jobs(jobs, plan, accelerator)
     for item in plan:
-        console.print(f"{item.name}: {len(item.missing)} of {len(item.seeds)} runs to train on {accelerator}")
-        if differences := " and ".join(item.differences):
-            console.print(f"  finished runs are kept despite {differences}; delete them in the UI to train them again")
+        going_on = f", {len(item.continuing)} of them continued" if item.continuing else ""
+        console.print(f"{item.name}: {len(item.missing)} of {len(item.seeds)} runs to train on {accelerator}{going_on}")
+        if differences := ", ".join(item.differences):
+            console.print(
+                f"  not the same as before: {differences}. Finished runs are kept, unfinished ones start anew"
+            )
     failed, interrupted = repeat.train_missing(client, plan, dataset, accelerator, jobs, console)
     console.print(_results(client, plan, interrupted))
     if not interrupted:
@@ -52,7 +55,7 @@ def run_experiments(
     for name, reason in failed.items():
         console.print(f"{name} failed: {reason}", soft_wrap=True)
     if interrupted:
-        console.print("interrupted; the same command trains what is missing")
+        console.print("interrupted; the same command continues where it stopped")
     return 130 if interrupted else 1 if failed else 0
 
 
@@ -75,7 +78,7 @@ def _results(client: MlflowClient, plan: Sequence[repeat.Repeats], interrupted: 
         accuracies = [
             str(summarise([run.data.metrics[metric] for run in finished])) for metric in ("val/acc", "test/acc")
         ]
-        seconds = np.mean([run.info.end_time - run.info.start_time for run in finished]) / 1000
+        seconds = np.mean([runs.history(client, run.info.run_id, "epoch_seconds").sum() for run in finished])
         table.add_row(item.name, str(len(finished)), *accuracies, clock(seconds))
     return table
 

@@ -22,8 +22,7 @@ class NonFiniteLoss(UserError):
 class Classifier(LightningModule):
     """From (b, 32, 32, 3) uint8 images to (b, classes) logits; normalises by channel `mean` and `std` itself.
 
-    Logs `{train,val,test}/{loss,acc}`, `lr` and `epoch_seconds` with the number of completed epochs as the step.
-    `epoch_seconds` is the time of training alone.
+    Logs `{train,val,test}/{loss,acc}`, `lr` and `epoch_seconds`, the time of training alone, once per epoch.
     Keeps the counts of each stage's last epoch in `confusion[stage]`, (classes, classes), rows true, columns predicted.
     Raises NonFiniteLoss, which names epoch and step, at the end of the epoch in which it happened.
     """
@@ -65,14 +64,13 @@ class Classifier(LightningModule):
 
     def end_stage(self, stage: str) -> None:
         count = self.confusion[stage].sum()
-        completed = self.current_epoch + (stage != "test")  # after a fit, its last epoch is counted already
         values = {
             f"{stage}/loss": self.total_loss(stage) / count,
             f"{stage}/acc": self.confusion[stage].trace() / count,
         }
         if stage == "train":
             values |= {"lr": self.lr_schedulers().get_last_lr()[0], "epoch_seconds": self.epoch_seconds}
-        self.log_dict({**values, "step": float(completed)})
+        self.log_dict(values)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         return self.step(batch, "train")

@@ -44,13 +44,16 @@ class Progress:
         for parent, epochs in self.parents.items():
             name = parent.info.run_name
             left += pending[name] * epochs * self.pace.get(name, float("nan")) if pending[name] else 0
-            for run in runs.running_runs(self.client, parent, self.started):
+            for run in runs.children(self.client, parent):
+                if run.info.status != "RUNNING":
+                    continue
+                seconds = runs.history(self.client, run.info.run_id, "epoch_seconds")
                 histories = [runs.history(self.client, run.info.run_id, metric) for metric in COLUMNS[2:4]]
-                epoch = min(map(len, histories))
+                epoch = len(seconds)
                 if epoch == 0:
                     table.add_row(run.info.run_name, f"0/{epochs}", "-", "-", "-")
                     continue
-                self.pace[name] = (time.time() - run.info.start_time / 1000) / epoch
+                self.pace[name] = seconds.mean()
                 left -= epoch * self.pace[name]
                 accuracies = [f"{values[epoch - 1]:.4f}" for values in histories]
                 row = (run.info.run_name, f"{epoch}/{epochs}", *accuracies, clock((epochs - epoch) * self.pace[name]))

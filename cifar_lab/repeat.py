@@ -1,19 +1,20 @@
-"""Many runs: leave out what is finished, train the rest in parallel, summarise over seeds."""
+"""Many runs: leave out what is finished, continue what is not, train the rest in parallel, summarise over seeds."""
 
 import contextlib
 import multiprocessing
 import os
+import shutil
 import signal
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import Thread
 
 import numpy as np
+from filelock import Timeout
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -24,9 +25,12 @@ from cifar_lab import runs, store, tracking
 from cifar_lab.config import Config, UsageError, UserError
 from cifar_lab.datasets import Dataset, open_dataset
 from cifar_lab.progress import Progress
+from cifar_lab.tracking import CIRCUMSTANCES, circumstances_that_differ
 from cifar_lab.train import train
 
 POLL_SECONDS = 1.0
+DEATHS = 3  # of workers in a row, without a run that ends: there is no use in going on
+DIED = "its worker process died again and again (out of memory?); start again to continue it, with fewer --jobs"
 STOP_SECONDS = 15.0
 SIGTERM_CODE = 128 + signal.SIGTERM
 METRICS = ("val/acc", "val/loss", "test/acc", "test/loss")
@@ -41,6 +45,7 @@ class Repeats:
     parent: Run
     seeds: tuple[int, ...]
     finished: tuple[Run, ...]
+    unfinished: Mapping[int, Run]  # by seed
     tags: Mapping[str, str]  # that a run started now would carry
 
     @property
@@ -50,17 +55,25 @@ class Repeats:
         return [seed for seed in self.seeds if seed not in done]
 
     @property
+    def continuing(self) -> list[int]:
+        """The missing seeds whose unfinished run goes on."""
+        return [s for s in self.missing if s in self.unfinished and _continues(self.unfinished[s], self.tags)]
+
+    @property
     def differences(self) -> list[str]:
-        """In what the finished runs differ from runs started now, though their config is the same."""
-        names = {
-            "mlflow.source.git.commit": "git commit",
-            "git_dirty": "uncommitted code",
-            "accelerator": "accelerator",
-        }
-        different = {tag for tag in names for run in self.finished if run.data.tags.get(tag) != self.tags[tag]}
-        if self.finished and self.tags["git_dirty"] == "true":
-            different.add("git_dirty")
-        return [names[tag] for tag in names if tag in different]
+        """What is not now as it was for runs that finished or can't go on, though their config is the same."""
+        anew = [self.unfinished[s] for s in self.missing if s in self.unfinished and s not in self.continuing]
+        found = {name for run in [*self.finished, *anew] for name in circumstances_that_differ(run, self.tags)}
+        return [name for name in CIRCUMSTANCES.values() if name in found]
+
+
+def _continues(run: Run, tags: Mapping[str, str]) -> bool:
+    return _is_ours(run) and not circumstances_that_differ(run, tags)
+
+
+def _is_ours(run: Run) -> bool:
+    """Whether no other machine can be training `run`: one of this folder, or in a database of this machine."""
+    return store.is_local() or store.checkpoint_of(run.info.run_id).parent.exists()
 
 
 def plan(
@@ -78,15 +91,34 @@ def plan(
     tags = {name: tracking.run_tags(name, config, dataset, accelerator) for name, config in configs.items()}
     if len({tag["config_hash"] for tag in tags.values()}) < len(tags):
         raise UsageError(f"two of the experiments {', '.join(configs)} are the same: no setting differs")
+    end_dead_runs(client, experiment_id)
     repeats = []
     for name, config in configs.items():
         parent = runs.find_parent(client, experiment_id, tags[name]["config_hash"])
-        if parent is None:
-            parent = tracking.start_parent(client, experiment_id, name, config, tags[name])
-        repeats.append(
-            Repeats(name, config, parent, tuple(seeds), tuple(runs.finished_runs(client, parent)), tags[name])
-        )
+        parent = tracking.open_parent(client, experiment_id, name, config, tags[name], parent)
+        finished, unfinished = runs.finished_runs(client, parent), runs.unfinished_runs(client, parent)
+        for run in finished:
+            shutil.rmtree(store.checkpoint_of(run.info.run_id).parent, ignore_errors=True)
+        repeats.append(Repeats(name, config, parent, tuple(seeds), tuple(finished), unfinished, tags[name]))
     return repeats
+
+
+def end_dead_runs(client: MlflowClient, experiment_id: str) -> None:
+    """Mark as KILLED the runs whose process died without a word; on a server only those that this folder knows."""
+    running = runs.running_runs(client, experiment_id)
+    alive = set()
+    for run in running:
+        if "seed" not in run.data.tags:
+            continue
+        try:
+            with store.claim(run.data.tags).acquire(timeout=0):
+                if _is_ours(run) and client.get_run(run.info.run_id).info.status == "RUNNING":
+                    tracking.end_run(client, run.info.run_id, "KILLED")
+        except Timeout:
+            alive.add(run.data.tags.get("mlflow.parentRunId"))
+    for run in running:
+        if run.data.tags.get("kind") == "repeats" and run.info.run_id not in alive:
+            tracking.end_run(client, run.info.run_id, "KILLED")
 
 
 def choose_jobs(jobs: int | None, repeats: Sequence[Repeats], accelerator: str) -> int:
@@ -102,61 +134,107 @@ def train_missing(
 ) -> tuple[dict[str, str], bool]:
     """Train every missing run, `jobs` at a time; returns why runs failed, by run name, and whether it was interrupted.
 
-    One failure does not stop the others; Ctrl-C or SIGTERM ends the running ones as KILLED.
+    One failure does not stop the others, nor does the death of a worker: the runs then go on in new workers. Ctrl-C or
+    SIGTERM ends the running ones as KILLED. A run that another process trains is waited for.
     """
+    failed: dict[str, str] = {}
+    left = [(r, seed) for r in repeats for seed in r.missing]
+    if not left:
+        return failed, False
     for r in repeats:
         if r.missing:
             tracking.reopen_parent(client, r.parent.info.run_id)
-    failed: dict[str, str] = {}
-    total = sum(len(r.missing) for r in repeats)
-    if not total:
-        return failed, False
+    parents = {r.parent: r.config.trainer.epochs for r in repeats if r.missing}
+    total, deaths = len(left), 0
+    with Progress(client, console, parents, jobs) as progress:
+
+        def show() -> None:
+            with contextlib.suppress(MlflowException):  # the display is not worth a run
+                progress.update(Counter(r.parent.info.run_name for r, _ in left), total)
+
+        try:
+            while left and deaths < DEATHS:
+                before = len(left)
+                try:
+                    _train_in_workers(left, failed, dataset, accelerator, jobs, console, show)
+                except BrokenProcessPool:
+                    console.print("a worker process died; its runs go on in new ones", soft_wrap=True)
+                    end_dead_runs(client, repeats[0].parent.info.experiment_id)
+                    deaths = deaths + 1 if len(left) == before else 1
+        except KeyboardInterrupt:
+            return failed, True
+    return failed | {f"{r.name}-seed{seed}": DIED for r, seed in left}, False
+
+
+def _train_in_workers(
+    left: list[tuple[Repeats, int]],
+    failed: dict[str, str],
+    dataset: Dataset,
+    accelerator: str,
+    jobs: int,
+    console: Console,
+    show: Callable[[], None],
+) -> None:
+    """Train the runs in `left` in a pool of worker processes; takes out what is over, notes in `failed` why it failed.
+
+    Raises BrokenProcessPool if a worker dies.
+    """
     # a fork server's workers start at once, but CUDA does not survive a fork
     context = multiprocessing.get_context("forkserver" if accelerator == "cpu" else "spawn")
-    parents = {r.parent: r.config.trainer.epochs for r in repeats if r.missing}
-    with (
-        ProcessPoolExecutor(jobs, context, _start_worker) as pool,
-        Progress(client, console, parents, jobs) as progress,
-    ):
+
+    with ProcessPoolExecutor(jobs, context, _start_worker) as pool:
+
+        def submit(r: Repeats, seed: int) -> Future:
+            return pool.submit(train_one, r.parent.info.run_id, r.name, r.config, seed, dataset.folder, accelerator)
+
         try:
-            pending = {
-                pool.submit(train_one, r.parent.info.run_id, r.name, r.config, seed, dataset.folder, accelerator): (
-                    r,
-                    seed,
-                )
-                for r in repeats
-                for seed in r.missing
-            }
+            pending = {submit(*job): job for job in left}
             while pending:
                 for future in wait(pending, POLL_SECONDS, FIRST_COMPLETED).done:
-                    r, seed = pending.pop(future)
-                    if error := future.exception():
+                    r, seed = job = pending.pop(future)
+                    error = future.exception()
+                    if isinstance(error, BrokenProcessPool):
+                        raise error
+                    if error:
                         failed[f"{r.name}-seed{seed}"] = _reason(error)
                         console.print(f"{r.name}-seed{seed} failed: {_reason(error)}", soft_wrap=True)
-                with contextlib.suppress(MlflowException):  # the display is not worth a run
-                    progress.update(Counter(r.parent.info.run_name for r, _ in pending.values()), total)
-        except BaseException as error:
+                    elif not future.result():
+                        pending[submit(*job)] = job  # last in the queue
+                        continue
+                    left.remove(job)
+                show()
+        except BaseException:
             _stop(pool)
-            if isinstance(error, KeyboardInterrupt):
-                return failed, True
             raise
-    return failed, False
 
 
-def train_one(parent_id: str, name: str, config: Config, seed: int, dataset_folder: Path, accelerator: str) -> None:
-    """Train and track one run; the body of a worker process."""
+def train_one(parent_id: str, name: str, config: Config, seed: int, dataset_folder: Path, accelerator: str) -> bool:
+    """Train and track one run, or what is left of it; the body of a worker process.
+
+    False if another process is training it.
+    """
     _Worker.busy = True
     try:
         client = store.connect()
         dataset = open_dataset(dataset_folder)
-        with (
-            TemporaryDirectory() as folder,
-            tracking.child_run(client, parent_id, name, seed, config, dataset, accelerator) as run_id,
-        ):
-            logger = tracking.RunLogger(run_id=run_id, tracking_uri=client.tracking_uri)
-            callbacks = [_Stop(), tracking.ConfusionImages(client, run_id, dataset.classes)]
-            result = train(config, seed, dataset, Path(folder), accelerator, logger, callbacks)
-            tracking.log_result(client, run_id, result, dataset.classes, runs.curves(client, run_id))
+        tags = {**tracking.run_tags(name, config, dataset, accelerator), "seed": str(seed)}
+        with store.claim(tags).acquire(timeout=POLL_SECONDS):
+            parent = client.get_run(parent_id)
+            if any(int(run.data.tags["seed"]) == seed for run in runs.finished_runs(client, parent)):
+                return True
+            run = runs.unfinished_runs(client, parent).get(seed)
+            if run is None or not _continues(run, tags):
+                tags |= {"kind": "run", "mlflow.parentRunId": parent_id}
+                run = tracking.create_run(client, parent.info.experiment_id, f"{name}-seed{seed}", tags)
+            with tracking.continued_run(client, run, config, dataset) as run_id:
+                checkpoint = store.checkpoint_of(run_id)
+                with tracking.EpochUploads(client, run_id, dataset.classes) as uploads:
+                    result = train(config, seed, dataset, checkpoint, accelerator, uploads.report, [_Stop()])
+                tracking.log_result(client, run_id, result, dataset.classes, checkpoint)
+            shutil.rmtree(checkpoint.parent, ignore_errors=True)
+        return True
+    except Timeout:
+        return False
     finally:
         _Worker.busy = False
         if _Worker.stopping:
@@ -189,7 +267,7 @@ def summarise_repeats(client: MlflowClient, repeats: Repeats, interrupted: bool)
             stage: {metric: np.stack([curve[stage][metric] for curve in each]) for metric in ("loss", "acc")}
             for stage in each[0]
         }
-        tracking.log_repeats(client, parent.info.run_id, values, curves)
+        tracking.log_repeats(client, parent.info.run_id, values, curves, max(run.info.end_time for run in finished))
     complete = {int(run.data.tags["seed"]) for run in finished}.issuperset(repeats.seeds)
     tracking.end_run(client, parent.info.run_id, "FINISHED" if complete else "KILLED" if interrupted else "FAILED")
     return finished
@@ -225,6 +303,8 @@ def _stop(pool: Executor) -> None:
 def _reason(error: BaseException) -> str:
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, BrokenProcessPool):
-        return "a worker process died (out of memory?); start again to train what is missing"
+    if isinstance(error, MlflowException):
+        return f"it can't be logged ({store.trouble(error)}); start again to log and train what is missing"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}; start again to continue it"
     return f"{type(error).__name__}: {error} (traceback in the run's artifact error.txt)"

@@ -27,25 +27,29 @@ def find_parent(client: MlflowClient, experiment_id: str, config_hash: str) -> R
     return next(_search(client, experiment_id, condition, ["attributes.start_time ASC"]), None)
 
 
+def children(client: MlflowClient, parent: Run) -> list[Run]:
+    """The runs under `parent`, by their start."""
+    condition = f"tags.mlflow.parentRunId = '{parent.info.run_id}'"
+    return list(_search(client, parent.info.experiment_id, condition, ["attributes.start_time ASC"]))
+
+
 def finished_runs(client: MlflowClient, parent: Run) -> list[Run]:
     """The finished runs under `parent`, by seed; of several of one seed the first."""
     by_seed: dict[int, Run] = {}
-    for run in _children(client, parent, "FINISHED", since=0):
-        by_seed.setdefault(int(run.data.tags["seed"]), run)
+    for run in children(client, parent):
+        if run.info.status == "FINISHED":
+            by_seed.setdefault(int(run.data.tags["seed"]), run)
     return [by_seed[seed] for seed in sorted(by_seed)]
 
 
-def running_runs(client: MlflowClient, parent: Run, since: float) -> list[Run]:
-    """The runs under `parent` that train and were started at `since` (seconds since 1970) or later."""
-    return _children(client, parent, "RUNNING", since)
+def unfinished_runs(client: MlflowClient, parent: Run) -> dict[int, Run]:
+    """By seed the runs under `parent` that are not finished; of several of one seed the last."""
+    return {int(run.data.tags["seed"]): run for run in children(client, parent) if run.info.status != "FINISHED"}
 
 
-def _children(client: MlflowClient, parent: Run, status: str, since: float) -> list[Run]:
-    condition = (
-        f"tags.mlflow.parentRunId = '{parent.info.run_id}' and attributes.status = '{status}' "
-        f"and attributes.start_time >= {int(1000 * since)}"
-    )
-    return list(_search(client, parent.info.experiment_id, condition, ["attributes.start_time ASC"]))
+def running_runs(client: MlflowClient, experiment_id: str) -> list[Run]:
+    """The runs, parents and reproductions that are marked as running."""
+    return list(_search(client, experiment_id, "attributes.status = 'RUNNING'", ["attributes.start_time ASC"]))
 
 
 def best_run(client: MlflowClient, experiment_id: str, data_digest: str, split_digest: str) -> Run | None:

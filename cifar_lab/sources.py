@@ -53,18 +53,30 @@ class Source:
 def staged(target: Path) -> Iterator[Path]:
     """A path beside `target` to write a file or folder at: becomes `target` if the block succeeds, else is removed.
 
-    A folder that another process put at `target` meanwhile is kept. Raises DataError if it can't be written.
+    A file is on the disk before it replaces another: a power cut leaves the old one or the new one. A folder that
+    another process put at `target` meanwhile is kept. Raises DataError if it can't be written.
     """
     path = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield path
+        if path.is_file():
+            _flush(path)
         if not (path.is_dir() and target.is_dir()):
             os.replace(path, target)
+            _flush(target.parent)
     except OSError as error:
         raise DataError(f"cannot write {target}: {error.strerror or f'{error}; is the disk full?'}") from None
     finally:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:

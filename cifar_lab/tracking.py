@@ -1,12 +1,14 @@
 """What is written of parent and child runs: parameters, metrics, tags, artifacts, and how they end."""
 
+import hashlib
 import json
 import platform
+import re
 import subprocess
-import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mlflow
@@ -15,9 +17,8 @@ import pytorch_lightning
 import torch
 from mlflow.entities import Dataset as DatasetEntity
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import MLFlowLogger
 from sklearn.metrics import precision_recall_fscore_support
 
 from cifar_lab.comparison import Summary, summarise
@@ -26,9 +27,26 @@ from cifar_lab.datamodule import split_digest
 from cifar_lab.datasets import Dataset
 from cifar_lab.figures import plot_confusion, plot_learning_curves, to_pixels
 from cifar_lab.sources import file_digest
-from cifar_lab.train import Result
+from cifar_lab.store import checkpoint_of, impatient
+from cifar_lab.train import Epoch, Result
 
+BATCH = 1000  # points that MLflow takes in one call
 REPOSITORY = Path(__file__).resolve().parent.parent
+# What besides config, images and seed may change a run's bits: a run is continued only where all of it is the same.
+CIRCUMSTANCES = {
+    "code_digest": "code",
+    "lock_digest": "lock file",
+    "accelerator": "accelerator",
+    "device": "device",
+    "python": "Python",
+    "torch": "torch",
+    "pytorch_lightning": "pytorch_lightning",
+}
+
+
+def circumstances_that_differ(run: Run, tags: Mapping[str, str]) -> list[str]:
+    """Names of the CIRCUMSTANCES of `run` that are not those in `tags`."""
+    return [name for tag, name in CIRCUMSTANCES.items() if run.data.tags.get(tag) != tags[tag]]
 
 
 def run_tags(name: str, config: Config, dataset: Dataset, accelerator: str) -> dict[str, str]:
@@ -39,6 +57,7 @@ def run_tags(name: str, config: Config, dataset: Dataset, accelerator: str) -> d
         "config_hash": config.hash(dataset.digest),
         "data_digest": dataset.digest[:32],
         "split_digest": split_digest(dataset.labels["train"], config.data),
+        "code_digest": _code_digest(),
         "lock_digest": file_digest(lock)[:16] if lock.exists() else "none",
         "git_dirty": str(bool(_git("status", "--porcelain"))).lower(),
         "mlflow.source.git.commit": _git("rev-parse", "HEAD") or "none",
@@ -50,6 +69,11 @@ def run_tags(name: str, config: Config, dataset: Dataset, accelerator: str) -> d
         "pytorch_lightning": pytorch_lightning.__version__,
         "mlflow": mlflow.__version__,
     }
+
+
+def _code_digest() -> str:
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256("".join(f"{file.name} {file_digest(file)}" for file in files).encode()).hexdigest()[:16]
 
 
 def _git(*command: str) -> str:
@@ -71,37 +95,47 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def start_parent(client: MlflowClient, experiment_id: str, name: str, config: Config, tags: Mapping[str, str]) -> Run:
-    """Start the run that will hold the statistics over seeds."""
-    run_id = client.create_run(experiment_id, run_name=name, tags={**tags, "kind": "repeats"}).info.run_id
-    client.log_batch(run_id, params=[Param(key, str(value)) for key, value in config.flat().items()])
-    client.log_text(run_id, config.toml(), "config.toml")
+def open_parent(
+    client: MlflowClient, experiment_id: str, name: str, config: Config, tags: Mapping[str, str], run: Run | None
+) -> Run:
+    """The run that holds the statistics over seeds: `run`, or a new one."""
+    tags = {**tags, "kind": "repeats"}
+    run_id = run.info.run_id if run else client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
+    _log_config(client, run_id, config.flat(), config)
     return client.get_run(run_id)
 
 
+def _log_config(client: MlflowClient, run_id: str, parameters: Mapping[str, object], config: Config) -> None:
+    client.log_batch(run_id, params=[Param(key, str(value)) for key, value in parameters.items()])
+    client.log_text(run_id, config.toml(), "config.toml")
+
+
+def create_run(client: MlflowClient, experiment_id: str, name: str, tags: Mapping[str, str]) -> Run:
+    """A new run, to be trained in continued_run."""
+    run = client.create_run(experiment_id, run_name=name, tags=dict(tags))
+    checkpoint_of(run.info.run_id).parent.mkdir(parents=True)
+    return run
+
+
 @contextmanager
-def child_run(
-    client: MlflowClient, parent_id: str, name: str, seed: int, config: Config, dataset: Dataset, accelerator: str
-) -> Iterator[str]:
-    """A run under `parent_id`; ends FINISHED, or KILLED by a signal, or FAILED with the reason in the tag `error`."""
-    tags = run_tags(name, config, dataset, accelerator)
-    tags |= {"kind": "run", "seed": str(seed), "mlflow.parentRunId": parent_id}
-    experiment_id = client.get_run(parent_id).info.experiment_id
-    run_id = client.create_run(experiment_id, run_name=f"{name}-seed{seed}", tags=tags).info.run_id
+def continued_run(client: MlflowClient, run: Run, config: Config, dataset: Dataset) -> Iterator[str]:
+    """A run that starts or goes on; ends FINISHED, or KILLED by a signal, or FAILED with the reason in tag `error`."""
+    run_id = run.info.run_id
     try:
-        parameters = {**config.flat(), "seed": seed}
-        client.log_batch(run_id, params=[Param(key, str(value)) for key, value in parameters.items()])
-        client.log_text(run_id, config.toml(), "config.toml")
+        client.update_run(run_id, "RUNNING")
+        if "error" in run.data.tags:
+            client.delete_tag(run_id, "error")
+        _log_config(client, run_id, {**config.flat(), "seed": run.data.tags["seed"]}, config)
         client.log_inputs(run_id, _inputs(dataset))
         yield run_id
-    except (KeyboardInterrupt, SystemExit):
-        client.set_terminated(run_id, "KILLED")
-        raise
     except BaseException as error:
-        client.set_terminated(run_id, "FAILED")
-        client.set_tag(run_id, "error", str(error) or type(error).__name__)
-        if not isinstance(error, UserError):
-            client.log_text(run_id, traceback.format_exc(), "error.txt")
+        with suppress(MlflowException, OSError), impatient():  # what stopped the run may stop this too
+            stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+            client.set_terminated(run_id, "KILLED" if stopped else "FAILED")
+            if not stopped:
+                client.set_tag(run_id, "error", str(error) or type(error).__name__)
+            if not (stopped or isinstance(error, UserError)):
+                client.log_text(run_id, traceback.format_exc(), "error.txt")
         raise
     client.set_terminated(run_id, "FINISHED")
 
@@ -122,26 +156,45 @@ def _inputs(dataset: Dataset) -> list[DatasetInput]:
     ]
 
 
-class RunLogger(MLFlowLogger):
-    """Lightning's MLflow logger; float32 metrics become their shortest decimals, the end of a run is child_run's."""
+class EpochUploads:
+    """Logs completed epochs from a thread of its own, so that training never waits for the tracking server.
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        super().log_metrics({name: float(str(np.float32(value))) for name, value in metrics.items()}, step)
-
-    def finalize(self, status: str = "success") -> None:
-        pass
-
-
-class ConfusionImages(Callback):
-    """Logs the validation heatmap of every epoch, so that the UI can step through them."""
+    Metrics of an epoch go in one call, so that they are there all or not at all, and epochs that the run has already
+    are left out; then the heatmap of its validation images. Leaving the context waits for the rest, and raises
+    MlflowException if the server stays away for longer than MLflow's own retries last.
+    """
 
     def __init__(self, client: MlflowClient, run_id: str, classes: Sequence[str]) -> None:
         self.client, self.run_id, self.classes = client, run_id, classes
+        self.epochs: Sequence[Epoch] = ()
 
-    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        epoch = trainer.current_epoch + 1
-        figure = plot_confusion(module.confusion["val"].cpu().numpy(), self.classes, f"validation, epoch {epoch}")
-        self.client.log_image(self.run_id, to_pixels(figure), key="val_confusion", step=epoch)
+    def __enter__(self) -> "EpochUploads":
+        self.logged = {point.step for point in self.client.get_metric_history(self.run_id, "val/acc")}
+        images = " ".join(file.path for file in self.client.list_artifacts(self.run_id, "images"))
+        self.drawn = {int(step) for step in re.findall(r"val_confusion\+step\+(\d+)\+\S*webp", images)}
+        self.thread = ThreadPoolExecutor(1)
+        return self
+
+    def report(self, epochs: Sequence[Epoch]) -> None:
+        """Log in the background what of `epochs` is not logged yet."""
+        self.epochs = tuple(epochs)
+        self.thread.submit(self._log, self.epochs)
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        self.thread.shutdown(cancel_futures=True)
+        with suppress(*(() if kind is None else (MlflowException, OSError))):  # not in place of what ended the run
+            self._log(self.epochs)  # what failed in the background is tried once more
+
+    def _log(self, epochs: Sequence[Epoch]) -> None:
+        for epoch in epochs:
+            if epoch.number not in self.logged:
+                metrics = [Metric(name, value, epoch.ended, epoch.number) for name, value in epoch.metrics.items()]
+                self.client.log_batch(self.run_id, metrics=metrics)
+                self.logged.add(epoch.number)
+            if epoch.number not in self.drawn:
+                figure = plot_confusion(epoch.confusion.numpy(), self.classes, f"validation, epoch {epoch.number}")
+                self.client.log_image(self.run_id, to_pixels(figure), key="val_confusion", step=epoch.number)
+                self.drawn.add(epoch.number)
 
 
 def reopen_parent(client: MlflowClient, run_id: str) -> None:
@@ -154,23 +207,27 @@ def end_run(client: MlflowClient, run_id: str, status: str) -> None:
     client.set_terminated(run_id, status)
 
 
-def log_result(
-    client: MlflowClient,
-    run_id: str,
-    result: Result,
-    classes: Sequence[str],
-    curves: Mapping[str, Mapping[str, np.ndarray]],
-) -> None:
-    """Confusion counts and heatmaps, per-class scores, learning curves, checkpoint and weights digest of a run."""
-    name = client.get_run(run_id).info.run_name
-    for stage in ("val", "test"):
-        counts = result.model.confusion[stage].cpu().numpy()
+def log_result(client: MlflowClient, run_id: str, result: Result, classes: Sequence[str], checkpoint: Path) -> None:
+    """Test metrics, confusion counts and heatmaps, per-class scores, learning curves, checkpoint, weights digest."""
+    name, last = client.get_run(run_id).info.run_name, result.epochs[-1]
+    # the last epoch's time: logged again after an interruption, they are the same points
+    metrics = [Metric(metric, value, last.ended, last.number) for metric, value in result.test.items()]
+    client.log_batch(run_id, metrics=metrics)
+    for stage, confusion in (("val", last.confusion), ("test", result.model.confusion["test"])):
+        counts = confusion.cpu().numpy()
         table = [["true \\ predicted", *classes], *([label, *row] for label, row in zip(classes, counts, strict=True))]
         client.log_text(run_id, _csv(table), f"confusion/{stage}.csv")
         client.log_figure(run_id, plot_confusion(counts, classes, f"{name}, {stage}"), f"confusion/{stage}.png")
         client.log_text(run_id, _csv(_class_scores(counts, classes)), f"per_class/{stage}.csv")
+    curves = {
+        stage: {
+            metric: np.array([epoch.metrics[f"{stage}/{metric}"] for epoch in result.epochs])
+            for metric in ("loss", "acc")
+        }
+        for stage in ("train", "val")
+    }
     client.log_figure(run_id, plot_learning_curves(curves, name), "learning_curves.png")
-    client.log_artifact(run_id, str(result.checkpoint), "checkpoints")
+    client.log_artifact(run_id, str(checkpoint), "checkpoints")
     client.set_tag(run_id, "weights_digest", result.weights_digest)
 
 
@@ -191,16 +248,20 @@ def log_repeats(
     parent_id: str,
     metrics: Mapping[str, Mapping[int, float]],
     curves: Mapping[str, Mapping[str, np.ndarray]],
+    ended: int,
 ) -> None:
-    """Statistics over seeds on the parent run.
+    """Statistics over seeds on the parent run; of the same runs always the same points, however often it is called.
 
-    metrics: of each name ("val/acc") its value by seed; curves: of each stage its "loss" and "acc", (seeds, epochs).
+    metrics: of each name ("val/acc") its value by seed; curves: of each stage its "loss" and "acc", (seeds, epochs);
+    ended: when the last of the runs ended, ms since 1970.
     """
     summaries = {name: summarise(list(values.values())) for name, values in metrics.items()}
-    for stage in curves:
-        for metric, values in curves[stage].items():
-            for epoch, mean in enumerate(values.mean(axis=0), 1):
-                client.log_metric(parent_id, f"{stage}/{metric}_mean", float(mean), step=epoch)
+    points = [
+        Metric(f"{stage}/{metric}_mean", float(mean), ended, epoch)
+        for stage in curves
+        for metric, values in curves[stage].items()
+        for epoch, mean in enumerate(values.mean(axis=0), 1)
+    ]
     epochs = curves["val"]["acc"].shape[1]
     values = {"n": float(len(metrics["val/acc"]))}
     for name, summary in summaries.items():
@@ -208,8 +269,9 @@ def log_repeats(
         if name.startswith("val"):
             del fields["mean"]  # the last point of the curve
         values |= {f"{name}_{field}": value for field, value in fields.items() if not np.isnan(value)}
-    now = int(1000 * time.time())
-    client.log_batch(parent_id, metrics=[Metric(name, value, now, epochs) for name, value in values.items()])
+    points += [Metric(name, value, ended, epochs) for name, value in values.items()]
+    for piece in range(0, len(points), BATCH):
+        client.log_batch(parent_id, metrics=points[piece : piece + BATCH])
     run = client.get_run(parent_id)
     client.log_figure(
         parent_id, plot_learning_curves(curves, f"{run.info.run_name}, {int(values['n'])} seeds"), "learning_curves.png"

@@ -1,48 +1,66 @@
-"""One run: seed, fit, test once. Knows no MLflow; takes any Lightning logger."""
+"""One run: seed, fit, test once; continued from its checkpoint if it has one. Knows no MLflow."""
 
 import hashlib
+import io
 import logging
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import Logger
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
-from cifar_lab.config import Config, UsageError
+from cifar_lab.config import Config, UsageError, UserError
 from cifar_lab.datamodule import CIFAR10DataModule, derive_seed
 from cifar_lab.datasets import Dataset
 from cifar_lab.models import Classifier, make_model
+from cifar_lab.sources import staged
 
 INITIALISATION = 1 << 32  # beside any epoch number, in the key that a stream derives from
 
 
 @dataclass(frozen=True)
+class Epoch:
+    """A completed epoch: its number, from 1; its end in ms since 1970; validation counts (classes, classes) int64."""
+
+    number: int
+    ended: int
+    metrics: dict[str, float]
+    confusion: Tensor
+
+
+@dataclass(frozen=True)
 class Result:
-    """A finished run: the trained network, its last metrics, its weights' digest, the file of its last checkpoint."""
+    """A finished run: the trained network, every epoch's record, the test metrics, the weights' digest."""
 
     model: Classifier
-    metrics: dict[str, float]
+    epochs: tuple[Epoch, ...]
+    test: dict[str, float]
     weights_digest: str
-    checkpoint: Path
 
 
 def train(
     config: Config,
     seed: int,
     dataset: Dataset,
-    folder: Path,
+    checkpoint: Path,
     accelerator: str = "auto",
-    logger: Logger | bool = False,
+    report: Callable[[Sequence[Epoch]], None] = lambda epochs: None,
     callbacks: Sequence[Callback] = (),
 ) -> Result:
-    """Train `config` with `seed` on `dataset`, then score the test set once; checkpoints go to `folder`.
+    """Train `config` with `seed` on `dataset`, then score the test set once.
 
-    On the same machine the same arguments give the same weights, bit for bit. `config` must be resolved
-    (see resolve_config). Raises NonFiniteLoss.
+    After every epoch `checkpoint` is written, then `report` gets the records of all epochs so far. Where `checkpoint`
+    exists, training goes on from it. On the same machine the same arguments give the same weights and metrics, bit for
+    bit, in one go or in pieces. `config` must be resolved (see resolve_config). Raises NonFiniteLoss, DataError (the
+    checkpoint can't be written), UserError (it can't be read).
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # not its tips and device lists
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")  # Lightning's own use of torch
@@ -50,28 +68,72 @@ def train(
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, INITIALISATION))
         model = make_model(config, dataset)
+    record = _Record(checkpoint, report)
     trainer = Trainer(
         accelerator=accelerator,
         devices=1,
         precision={"fp32": "32-true", "bf16": "bf16-mixed"}[config.trainer.precision],
         max_epochs=config.trainer.epochs,
         deterministic="warn",
-        log_every_n_steps=1,  # nothing is logged by step; a larger value only warns about short epochs
         num_sanity_val_steps=0,
-        logger=logger,
-        callbacks=[
-            *callbacks,
-            ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True),
-        ],
+        logger=False,
+        callbacks=[*callbacks, record],
+        plugins=[_WholeCheckpoint()],
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     batches = CIFAR10DataModule(dataset, config.data, config.trainer.batch_size, seed)
-    trainer.fit(model, batches)
-    metrics = {name: value.item() for name, value in trainer.callback_metrics.items() if name != "step"}
-    metrics |= trainer.test(model, batches, verbose=False)[0]
-    metrics.pop("step")
-    return Result(model, metrics, weights_digest(model), folder / "last.ckpt")
+    trainer.fit(model, batches, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+    report(record.epochs)  # of a run that was complete already
+    test = _decimals(trainer.test(model, batches, verbose=False)[0])
+    return Result(model, tuple(record.epochs), test, weights_digest(model))
+
+
+class _Record(Checkpoint):
+    """Records every epoch, writes the checkpoint with all records in it, then reports them."""
+
+    def __init__(self, path: Path, report: Callable[[Sequence[Epoch]], None]) -> None:
+        self.path, self.report = path, report
+        self.epochs: list[Epoch] = []
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Classifier) -> None:
+        metrics, counts = _decimals(trainer.callback_metrics), module.confusion["val"].cpu()
+        self.epochs.append(Epoch(trainer.current_epoch + 1, int(1000 * time.time()), metrics, counts))
+        trainer.save_checkpoint(self.path)
+        self.report(self.epochs)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epochs": [vars(epoch) for epoch in self.epochs]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
+
+
+class _WholeCheckpoint(TorchCheckpointIO):
+    """Checkpoint files that are there whole or not at all, and are read without unpickling."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Path, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)  # to a file, it would hide that the disk is full
+        with staged(Path(path)) as file:
+            file.write_bytes(buffer.getbuffer())
+
+    def load_checkpoint(self, path: Path, *_: Any, **__: Any) -> dict[str, Any]:
+        return load_checkpoint(Path(path))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """What train wrote, on the CPU, without unpickling objects. Raises UserError if the file is damaged."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and torch each raise their own
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"the checkpoint {path} is damaged ({reason}); delete it and start again") from None
+
+
+def _decimals(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Float32 values as their shortest decimals: 0.1, not 0.10000000149."""
+    return {name: float(str(np.float32(value))) for name, value in metrics.items()}
 
 
 def weights_digest(model: torch.nn.Module) -> str:

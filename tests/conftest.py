@@ -1,15 +1,21 @@
+import contextlib
+import multiprocessing
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import time
+import uuid
 from dataclasses import dataclass
+from multiprocessing import forkserver
 
 import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
+from cifar_lab.__main__ import main
 from cifar_lab.sources import CLASSES
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -61,13 +67,65 @@ class Tracked:
 
 
 def start_experiment(folder, *arguments, wait=True):
-    experiments = [str(REPOSITORY / "experiments" / f"{name}.toml") for name in ("linear", "cnn")]
-    command = [sys.executable, "-m", "cifar_lab", "experiment", *experiments, "--data", "digits", *arguments]
+    command = [sys.executable, "-m", "cifar_lab", *experiment_arguments(*arguments)]
     environment = {k: v for k, v in os.environ.items() if k not in ("CIFAR_LAB_DATA", "MLFLOW_TRACKING_URI")}
     process = subprocess.Popen(
         command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     return (process, process.communicate()[0]) if wait else process
+
+
+WARM = multiprocessing.get_context("forkserver")
+
+
+class Driver:
+    """`cifar_lab` in a process that has its imports done, with its output in a file."""
+
+    def __init__(self, folder, *arguments, **environment):
+        WARM.set_forkserver_preload(["cifar_lab.experiment"])
+        forkserver.ensure_running()
+        self.log = folder / f"output-{uuid.uuid4()}.txt"
+        address = forkserver._forkserver._forkserver_address
+        self.process = WARM.Process(target=_drive, args=(address, folder, self.log, arguments, environment))
+        self.process.start()
+
+    def output(self):
+        return self.log.read_text() if self.log.exists() else ""
+
+    def wait(self, text=None, seconds=120):
+        """Until `text` is in the output, or without one until the end; returns the exit code."""
+        deadline = time.monotonic() + seconds
+        while self.process.is_alive() and not (text and text in self.output()):
+            assert time.monotonic() < deadline, self.output()
+            time.sleep(0.02)
+        return self.process.exitcode
+
+
+def _drive(address, folder, log, arguments, environment):
+    os.chdir(folder)
+    for name in ("CIFAR_LAB_DATA", "MLFLOW_TRACKING_URI"):
+        os.environ.pop(name, None)
+    os.environ.update(environment)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    forkserver._forkserver._forkserver_address = address  # workers come from the same server
+    forkserver._forkserver.ensure_running = forkserver.ensure_running = lambda: None
+    sys.exit(main(list(arguments)))
+
+
+def experiment_arguments(*arguments):
+    experiments = [str(REPOSITORY / "experiments" / f"{name}.toml") for name in ("linear", "cnn")]
+    return ["experiment", *experiments, "--data", "digits", *arguments]
+
+
+def processes_in(folder):
+    """Ids of the processes whose current directory is `folder` (Linux; nothing elsewhere)."""
+    found = []
+    for link in pathlib.Path("/proc").glob("[0-9]*/cwd"):
+        with contextlib.suppress(OSError):
+            found += [int(link.parent.name)] if link.readlink() == folder else []
+    return found
 
 
 @pytest.fixture
