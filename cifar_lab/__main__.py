@@ -13,6 +13,10 @@ from typing import Any, NoReturn
 DISK_TROUBLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR)
 
 
+METRICS = ("test/acc", "test/loss", "val/acc", "val/loss")
+PICTURES = (".png", ".svg", ".pdf")
+
+
 class Parser(argparse.ArgumentParser):
     """Answers a mistake with one line and exit code 2; takes no abbreviations (--seed 5 would mean seeds 0 to 4)."""
 
@@ -77,12 +81,7 @@ def _parser() -> Parser:
         default="auto",
         help="auto (default): CIFAR-10, or the stand-in digits if it can't be had; cifar10: fail instead",
     )
-    add.add_argument(
-        "--data-dir",
-        type=Path,
-        default=os.environ.get("CIFAR_LAB_DATA") or None,
-        help="folder or archive with CIFAR-10; default $CIFAR_LAB_DATA, then data/, ../shared/data/, download",
-    )
+    _add_data_dir(add)
     add.add_argument(
         "--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="default auto: a GPU if there is one"
     )
@@ -92,10 +91,42 @@ def _parser() -> Parser:
         help="runs at once; default auto: as the cores allow, one on a GPU",
     )
 
+    add = commands.add_parser("reproduce", help="train a tracked run again and say whether it comes out identical")
+    add.set_defaults(command=reproduce)
+    add.add_argument("run", help="id of a finished run, or a beginning of it that no other has")
+    add.add_argument(
+        "--tolerance", type=_tolerance, default=0.0, help="largest difference of a metric on another device; default 0"
+    )
+    add.add_argument("--accelerator", choices=("cpu", "gpu"), help="default: as the run was trained")
+    _add_data_dir(add)
+
+    add = commands.add_parser("compare", help="mean, interval and p-value of the differences between repeats")
+    add.set_defaults(command=compare)
+    add.add_argument(
+        "experiments", nargs="+", metavar="experiment", help="experiment name, config hash or id of a parent run"
+    )
+    add.add_argument("--metric", choices=METRICS, default="test/acc", help="of all of them; default test/acc")
+    add.add_argument("--figure", type=_picture, default="comparison.png", help="default comparison.png")
+
+    add = commands.add_parser("best", help="name the best run by val/acc, and why")
+    add.set_defaults(command=best)
+
+    add = commands.add_parser("relocate", help="after the folder was moved or copied, let its artifacts be found")
+    add.set_defaults(command=relocate)
+
     add = commands.add_parser("ui", help="open the tracked runs in MLflow's UI on 127.0.0.1")
     add.set_defaults(command=ui)
     add.add_argument("--port", type=_port, default=5000, help="default 5000")
     return parser
+
+
+def _add_data_dir(parser: Parser) -> None:
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=os.environ.get("CIFAR_LAB_DATA") or None,
+        help="folder or archive with CIFAR-10; default $CIFAR_LAB_DATA, then data/, ../shared/data/, download",
+    )
 
 
 def _positive(text: str) -> int:
@@ -106,6 +137,22 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return value
+
+
+def _tolerance(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0")
+    return value
+
+
+def _picture(text: str) -> Path:
+    if Path(text).suffix not in PICTURES:
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in {', '.join(PICTURES)}")
+    return Path(text)
 
 
 def _port(text: str) -> int:
@@ -150,10 +197,39 @@ def experiment(options: argparse.Namespace) -> int:
 
 def _import_for_workers() -> None:
     """Start the fork server that CPU workers come from: it imports what they need while this process does the same."""
-    multiprocessing.set_forkserver_preload(["cifar_lab.repeat"])
+    multiprocessing.set_forkserver_preload(["cifar_lab.repeat", "mlflow.store.tracking.sqlalchemy_store"])
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the driver to answer
     forkserver.ensure_running()
     signal.signal(signal.SIGINT, handler)
+
+
+def reproduce(options: argparse.Namespace) -> int:
+    """Train a run again and compare."""
+    from cifar_lab.reproduce import reproduce
+
+    return reproduce(options.run, options.tolerance, options.accelerator, options.data_dir)
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Compare sets of repeats."""
+    from cifar_lab.compare import compare_experiments
+
+    return compare_experiments(options.experiments, options.metric, options.figure)
+
+
+def best(options: argparse.Namespace) -> int:
+    """Name the best runs."""
+    from cifar_lab.best import print_best
+
+    return print_best()
+
+
+def relocate(options: argparse.Namespace) -> int:
+    """Let the artifacts follow a moved folder."""
+    from cifar_lab.store import relocate
+
+    print(relocate())
+    return 0
 
 
 def ui(options: argparse.Namespace) -> int:

@@ -1,10 +1,18 @@
 """Statistics over repeats: pure numpy and scipy."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
+
+from cifar_lab.config import UserError
+
+LEVEL = 0.05  # below it a p-value counts, beside an interval that leaves out zero
+POWER = 0.8
+MOST_SEEDS = 10_000
+NONE = (math.nan, math.nan)
 
 
 @dataclass(frozen=True)
@@ -30,5 +38,118 @@ def summarise(values: Sequence[float]) -> Summary:
     if n == 1:
         return Summary(1, mean, np.nan, np.nan, np.nan)
     std = float(np.std(values, ddof=1))
-    half = float(stats.t.ppf(0.975, n - 1)) * std / np.sqrt(n)
+    half = float(stats.t.ppf(0.975, n - 1)) * std / n**0.5
     return Summary(n, mean, std, mean - half, mean + half)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one set of repeats gave: a metric's value by seed, and on which images it was measured."""
+
+    name: str
+    metric: str
+    data: str
+    split: str
+    values: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """First minus second sample, over the `n` seeds that both have (paired) or over all of both.
+
+    mean with its 95 % intervals, Student's t and bootstrap; p of a permutation test, and the smallest that this n
+    allows, both adjusted for the number of pairs; nan where n gives none. `needed`: the seeds that would show a true
+    difference as large as this one in four of five cases, None for more than MOST_SEEDS.
+    """
+
+    metric: str
+    first: str
+    second: str
+    n: int
+    paired: bool
+    mean: float
+    ci: tuple[float, float]
+    bootstrap_ci: tuple[float, float]
+    p: float
+    smallest_p: float
+    needed: int | None
+
+    @property
+    def tells(self) -> bool:
+        """Whether the samples are told apart: p below LEVEL and zero outside the t interval."""
+        return bool(self.p < LEVEL and (self.ci[0] > 0 or self.ci[1] < 0))
+
+    @property
+    def verdict(self) -> str:
+        """Whether n is enough to tell, in words."""
+        if self.tells:
+            return f"{self.first if self.mean > 0 else self.second} is higher"
+        if not self.smallest_p < LEVEL:
+            return "too few seeds to tell anything"
+        needed = f"about {self.needed}" if self.needed else f"more than {MOST_SEEDS}"
+        return f"not told apart; {needed} seeds would tell"
+
+
+def compare(samples: Sequence[Sample]) -> list[Difference]:
+    """The difference of each pair of samples, its p-values adjusted for the number of pairs (Holm 1979).
+
+    Raises UserError if they are not of one metric on the same images and split.
+    """
+    for sample in samples[1:]:
+        for what in ("metric", "data", "split"):
+            one, other = getattr(samples[0], what), getattr(sample, what)
+            if one != other:
+                raise UserError(f"{samples[0].name} and {sample.name} can't be compared: {what} {one} and {other}")
+    pairs = [(first, second) for i, first in enumerate(samples) for second in samples[i + 1 :]]
+    found = [_difference(first, second) for first, second in pairs]
+    adjusted = 0.0
+    for rank, index in enumerate(np.argsort([difference.p for difference in found])):  # nan, for n = 1, comes last
+        adjusted = float(np.minimum(1.0, np.maximum(adjusted, (len(found) - rank) * found[index].p)))
+        found[index] = replace(found[index], p=adjusted, smallest_p=min(1.0, len(found) * found[index].smallest_p))
+    return found
+
+
+def _difference(first: Sample, second: Sample) -> Difference:
+    """scipy.stats: Student's or Welch's t interval, BCa bootstrap, permutation test (exact for up to 13 pairs)."""
+    common = sorted(first.values.keys() & second.values.keys())
+    paired = len(common) > 1
+    if paired:
+        samples = (np.array([first.values[seed] - second.values[seed] for seed in common]),)
+        n, std, fewest = len(common), float(np.std(samples[0], ddof=1)), 2.0 ** len(common)
+    else:
+        samples = tuple(np.array(list(sample.values.values())) for sample in (first, second))
+        n, std = min(map(len, samples)), float(np.hypot(*(np.std(s, ddof=1) if len(s) > 1 else 0 for s in samples)))
+        fewest = math.comb(sum(map(len, samples)), n)
+    mean = float(_mean_difference(*samples))
+    names = (first.metric, first.name, second.name)
+    if n < 2:
+        return Difference(*names, n, paired, mean, NONE, NONE, math.nan, math.nan, None)
+    test = stats.ttest_1samp(*samples, 0) if paired else stats.ttest_ind(*samples, equal_var=False)
+    interval = test.confidence_interval()
+    kind = "samples" if paired else "independent"
+    p = stats.permutation_test(samples, _mean_difference, permutation_type=kind, rng=_rng()).pvalue
+    ci = (float(interval.low), float(interval.high))
+    return Difference(*names, n, paired, mean, ci, _bootstrap(samples), float(p), 2 / fewest, _needed(mean, std))
+
+
+def _mean_difference(first: np.ndarray, second: np.ndarray | float = 0.0, axis: int = -1) -> np.ndarray:
+    return np.mean(first, axis=axis) - np.mean(second, axis=axis if np.ndim(second) else None)
+
+
+def _bootstrap(samples: tuple[np.ndarray, ...]) -> tuple[float, float]:
+    if min(map(len, samples)) < 3 or all(np.ptp(sample) == 0 for sample in samples):
+        return NONE
+    interval = stats.bootstrap(samples, _mean_difference, method="BCa", rng=_rng()).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def _rng() -> np.random.Generator:
+    return np.random.default_rng(0)  # the same input gives the same figures
+
+
+def _needed(mean: float, std: float) -> int | None:
+    """Smallest n at which a difference of `mean` with this spread is found with probability POWER (two-sided t)."""
+    n = np.arange(2, MOST_SEEDS + 1)
+    detectable = (stats.t.ppf(1 - LEVEL / 2, n - 1) + stats.t.ppf(POWER, n - 1)) * std / np.sqrt(n)
+    enough = n[(detectable <= abs(mean)) & (np.exp2(1.0 - n) < LEVEL)]
+    return int(enough[0]) if len(enough) else None

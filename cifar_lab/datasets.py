@@ -1,5 +1,6 @@
 """A data set as uint8 arrays in memory: found, decoded once, kept in a cache, opened at once."""
 
+import contextlib
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -44,10 +45,23 @@ def load_dataset(data: str = "auto", data_dir: Path | None = None) -> tuple[Data
         with FileLock(DATA / ".lock"):
             if not folder.is_dir():
                 _write(source.decode(), folder)
+    return _verified(folder), source.stand_in_because
+
+
+def _verified(folder: Path) -> Dataset:
     dataset = open_dataset(folder)
     if _digest(dataset.classes, dataset.images, dataset.labels) != dataset.digest:
         raise DataError(f"the cache {folder} is damaged; delete it and start again")
-    return dataset, source.stand_in_because
+    return dataset
+
+
+def find_cached(digest: str) -> Dataset | None:
+    """The data set in `data/cache/` whose digest begins with `digest`. Raises DataError if it is damaged."""
+    for meta in sorted((DATA / "cache").glob("*/meta.json")):
+        with contextlib.suppress(ValueError, KeyError, OSError):
+            if json.loads(meta.read_text())["digest"].startswith(digest):
+                return _verified(meta.parent)
+    return None
 
 
 def open_dataset(folder: Path) -> Dataset:

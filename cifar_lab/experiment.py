@@ -85,9 +85,10 @@ def _results(client: MlflowClient, plan: Sequence[repeat.Repeats], interrupted: 
 
 def _crown(client: MlflowClient, experiment_id: str, item: repeat.Repeats, dataset: Dataset) -> list[str]:
     """Make the best run the champion; the lines that name it."""
-    best = runs.best_run(client, experiment_id, item.tags["data_digest"], item.tags["split_digest"])
-    if best is None:
+    ranking = runs.ranked_runs(client, experiment_id, item.tags["data_digest"], item.tags["split_digest"])
+    if not ranking:
         return ["no run has finished, so there is no best run"]
+    best = ranking[0]
     crowned = champion.crown(client, best, dataset)
     val, test = (f"{stage} acc {best.data.metrics[f'{stage}/acc']:.2%}" for stage in ("val", "test"))
     address = f"{ui.server()}/#/experiments/{experiment_id}/runs/{best.info.run_id}?workflowType=machine_learning"

@@ -8,6 +8,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from cifar_lab.comparison import Summary
+
 
 def plot_confusion(counts: np.ndarray, classes: Sequence[str], title: str) -> Figure:
     """Heatmap of (classes, classes) counts, rows true and columns predicted, each row as shares of its sum."""
@@ -54,6 +56,53 @@ def plot_learning_curves(curves: Mapping[str, Mapping[str, np.ndarray]], title: 
         axes.grid(alpha=0.3)
         axes.legend()
     return figure
+
+
+def plot_comparison(
+    values: Mapping[str, np.ndarray], summaries: Sequence[Summary], curves: Mapping[str, np.ndarray], metric: str
+) -> Figure:
+    """One dot per seed with mean and 95 % interval, and validation accuracy over epochs with a band of one std.
+
+    values: (seeds,) of `metric` by name; curves: (seeds, epochs). Where the sets lie so far apart that their spreads
+    would not be seen, each has an axis of its own, all of the same length.
+    """
+    figure = Figure(figsize=(11, 1.5 + 1.1 * max(3, len(values))), layout="constrained")
+    left, right = figure.subfigures(1, 2)
+    colors = sns.color_palette("colorblind", len(values))
+    bounds = [_dot_bounds(values[name], summary) for name, summary in zip(values, summaries, strict=True)]
+    length = 1.1 * max(high - low for low, high in bounds)
+    apart = max(high for _, high in bounds) - min(low for low, _ in bounds) > 4 * length
+    panels = left.subplots(len(values), 1, squeeze=False, sharex=not apart)[:, 0]
+    for axes, (name, seeds), summary, (low, high), color in zip(
+        panels, values.items(), summaries, bounds, colors, strict=True
+    ):
+        axes.plot(seeds, np.zeros(len(seeds)), "o", color=color, alpha=0.6)
+        if summary.n > 1:
+            axes.plot([summary.ci_low, summary.ci_high], [0.5, 0.5], color="black", linewidth=2)
+        axes.plot(summary.mean, 0.5, "D", color="black")
+        axes.set(ylim=(-0.6, 1.1), yticks=[], ylabel=f"{name}\nn = {summary.n}")
+        if apart:
+            axes.set_xlim((low + high - length) / 2, (low + high + length) / 2)
+        axes.grid(axis="x", alpha=0.3)
+    own = "; each axis has its own origin, all the same scale" if apart else ""
+    panels[-1].set_xlabel(f"{metric}, a dot per seed, mean and 95 % interval{own}", fontsize=9)
+    axes = right.subplots()
+    for (name, seeds), color in zip(curves.items(), colors, strict=True):
+        epochs, mean = np.arange(1, seeds.shape[1] + 1), seeds.mean(axis=0)
+        axes.plot(epochs, mean, color=color, label=name)
+        if len(seeds) > 1:
+            std = seeds.std(axis=0, ddof=1)
+            axes.fill_between(epochs, mean - std, mean + std, color=color, alpha=0.25)
+    axes.set(xlabel="completed epochs", ylabel="val/acc, mean over seeds, band of one std")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def _dot_bounds(seeds: np.ndarray, summary: Summary) -> tuple[float, float]:
+    shown = [*seeds, summary.ci_low, summary.ci_high] if summary.n > 1 else [*seeds - 0.005, *seeds + 0.005]
+    return float(np.min(shown)), float(np.max(shown))
 
 
 def to_pixels(figure: Figure) -> np.ndarray:

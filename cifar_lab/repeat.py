@@ -26,7 +26,7 @@ from cifar_lab.config import Config, UsageError, UserError
 from cifar_lab.datasets import Dataset, open_dataset
 from cifar_lab.progress import Progress
 from cifar_lab.tracking import CIRCUMSTANCES, circumstances_that_differ
-from cifar_lab.train import train
+from cifar_lab.train import Epoch, train
 
 POLL_SECONDS = 1.0
 DEATHS = 3  # of workers in a row, without a run that ends: there is no use in going on
@@ -226,12 +226,7 @@ def train_one(parent_id: str, name: str, config: Config, seed: int, dataset_fold
             if run is None or not _continues(run, tags):
                 tags |= {"kind": "run", "mlflow.parentRunId": parent_id}
                 run = tracking.create_run(client, parent.info.experiment_id, f"{name}-seed{seed}", tags)
-            with tracking.continued_run(client, run, config, dataset) as run_id:
-                checkpoint = store.checkpoint_of(run_id)
-                with tracking.EpochUploads(client, run_id, dataset.classes) as uploads:
-                    result = train(config, seed, dataset, checkpoint, accelerator, uploads.report, [_Stop()])
-                tracking.log_result(client, run_id, result, dataset.classes, checkpoint)
-            shutil.rmtree(checkpoint.parent, ignore_errors=True)
+            train_tracked(client, run, config, dataset, accelerator, callbacks=[_Stop()])
         return True
     except Timeout:
         return False
@@ -239,6 +234,29 @@ def train_one(parent_id: str, name: str, config: Config, seed: int, dataset_fold
         _Worker.busy = False
         if _Worker.stopping:
             os._exit(SIGTERM_CODE)  # returning would let the pool hand this process the next run
+
+
+def train_tracked(
+    client: MlflowClient,
+    run: Run,
+    config: Config,
+    dataset: Dataset,
+    accelerator: str,
+    report: Callable[[Sequence[Epoch]], None] = lambda epochs: None,
+    callbacks: Sequence[Callback] = (),
+) -> None:
+    """Train `run`, or what is left of it, and track that; its checkpoint becomes an artifact."""
+
+    def report_both(epochs: Sequence[Epoch]) -> None:
+        uploads.report(epochs)
+        report(epochs)
+
+    checkpoint, seed = store.checkpoint_of(run.info.run_id), int(run.data.tags["seed"])
+    with tracking.continued_run(client, run, config, dataset) as run_id:
+        with tracking.EpochUploads(client, run_id, dataset.classes) as uploads:
+            result = train(config, seed, dataset, checkpoint, accelerator, report_both, callbacks)
+        tracking.log_result(client, run_id, result, dataset.classes, checkpoint)
+    shutil.rmtree(checkpoint.parent, ignore_errors=True)
 
 
 class _Worker:

@@ -1,10 +1,13 @@
 """What is read back from MLflow: runs, their histories, which are finished, which is best."""
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+
+from cifar_lab.config import UserError
 
 PAGE = 1000
 
@@ -19,6 +22,29 @@ def _search(
         token = page.token
         if not token:
             return
+
+
+def find_run(client: MlflowClient, prefix: str) -> Run:
+    """The run whose id begins with `prefix`. Raises UserError if there is none, or more than one."""
+    found = _anywhere(client, f"attributes.run_id LIKE '{prefix}%'") if re.fullmatch("[0-9a-f]{1,32}", prefix) else []
+    if not found:
+        raise UserError(f"no run has an id that begins with {prefix}; make best and make ui show ids")
+    if len(found) > 1:
+        raise UserError(f"{len(found)} runs have ids that begin with {prefix}; give more of it")
+    return found[0]
+
+
+def _anywhere(client: MlflowClient, condition: str) -> list[Run]:
+    return [run for e in client.search_experiments() for run in _search(client, e.experiment_id, condition)]
+
+
+def find_parents(client: MlflowClient, name: str) -> list[Run]:
+    """The runs that hold repeats, of all data sets, by experiment name, config hash or beginning of the run id."""
+    if not re.fullmatch(r"[\w.-]+", name):
+        return []
+    found = _anywhere(client, f"tags.kind = 'repeats' and tags.experiment = '{name}'")
+    found += _anywhere(client, f"tags.kind = 'repeats' and tags.config_hash = '{name}'")
+    return found or _anywhere(client, f"tags.kind = 'repeats' and attributes.run_id LIKE '{name}%'")
 
 
 def find_parent(client: MlflowClient, experiment_id: str, config_hash: str) -> Run | None:
@@ -52,12 +78,18 @@ def running_runs(client: MlflowClient, experiment_id: str) -> list[Run]:
     return list(_search(client, experiment_id, "attributes.status = 'RUNNING'", ["attributes.start_time ASC"]))
 
 
-def best_run(client: MlflowClient, experiment_id: str, data_digest: str, split_digest: str) -> Run | None:
-    """The finished run with the highest val/acc, then lower val/loss, then earlier start, on the same images."""
+def ranked_runs(client: MlflowClient, experiment_id: str, data_digest: str, split_digest: str) -> list[Run]:
+    """The finished runs on the same images: highest val/acc first, then lower val/loss, then earlier start."""
     same = f"tags.data_digest = '{data_digest}' and tags.split_digest = '{split_digest}'"
     condition = f"tags.kind = 'run' and attributes.status = 'FINISHED' and {same} and metrics.`val/acc` <= 1"
     order = ["metrics.`val/acc` DESC", "metrics.`val/loss` ASC", "attributes.start_time ASC"]
-    return next(_search(client, experiment_id, condition, order), None)
+    return list(_search(client, experiment_id, condition, order))
+
+
+def splits(client: MlflowClient, experiment_id: str) -> list[tuple[str, str]]:
+    """The data and split digests of the finished runs."""
+    finished = _search(client, experiment_id, "tags.kind = 'run' and attributes.status = 'FINISHED'")
+    return sorted({(run.data.tags["data_digest"], run.data.tags["split_digest"]) for run in finished})
 
 
 def history(client: MlflowClient, run_id: str, metric: str) -> np.ndarray:

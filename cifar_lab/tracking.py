@@ -231,6 +231,11 @@ def log_result(client: MlflowClient, run_id: str, result: Result, classes: Seque
     client.set_tag(run_id, "weights_digest", result.weights_digest)
 
 
+def log_verdict(client: MlflowClient, run_id: str, verdict: str) -> None:
+    """What a reproduction found, as its description."""
+    client.set_tag(run_id, "mlflow.note.content", verdict)
+
+
 def _class_scores(counts: np.ndarray, classes: Sequence[str]) -> list[Sequence[object]]:
     true, predicted = np.indices(counts.shape).reshape(2, -1)
     scores = precision_recall_fscore_support(true, predicted, sample_weight=counts.ravel(), zero_division=0)

@@ -82,7 +82,9 @@ class Driver:
     """`cifar_lab` in a process that has its imports done, with its output in a file."""
 
     def __init__(self, folder, *arguments, **environment):
-        WARM.set_forkserver_preload(["cifar_lab.experiment"])
+        WARM.set_forkserver_preload(
+            ["cifar_lab.experiment", "cifar_lab.reproduce", "mlflow.store.tracking.sqlalchemy_store"]
+        )
         forkserver.ensure_running()
         self.log = folder / f"output-{uuid.uuid4()}.txt"
         address = forkserver._forkserver._forkserver_address

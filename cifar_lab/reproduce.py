@@ -1,0 +1,139 @@
+"""A tracked run trained again from what was tracked of it alone, and compared with it, bit for bit."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from filelock import Timeout
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from cifar_lab import repeat, runs, store, tracking
+from cifar_lab.config import Config, UserError, load_config
+from cifar_lab.datasets import Dataset, find_cached, load_dataset
+from cifar_lab.train import Epoch, resolve_accelerator
+
+EPOCH_METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "lr")  # epoch_seconds is nobody's to reproduce
+TEST_METRICS = ("test/loss", "test/acc")
+AROUND = {
+    "mlflow.source.git.commit": "git commit",
+    "git_dirty": "uncommitted code",
+    "data_digest": "images",
+    "split_digest": "split",
+    **tracking.CIRCUMSTANCES,
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether two runs are the same: the first point that differs ("" for none), the largest difference, the weights.
+
+    around: settings, images, code and machine that differ, each as "name: tracked, now".
+    """
+
+    first: str
+    largest: float
+    same_weights: bool
+    around: tuple[str, ...]
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        """Every metric of every epoch is the same within the tolerance and, where that is zero, so are the weights."""
+        return not self.first and (self.same_weights or self.tolerance > 0)
+
+    def __str__(self) -> str:
+        if self.holds and self.largest == 0 and self.same_weights:
+            return "identical: every metric of every epoch, and the weights"
+        weights = "the weights are the same" if self.same_weights else "the weights differ"
+        if self.holds:
+            return f"within {self.tolerance:g}: the largest difference is {self.largest:.3g}; {weights}"
+        around = "; ".join(self.around) or "nothing that is tracked"
+        return f"different: {self.first or 'no metric'}; {weights}\nwhat else differs: {around}"
+
+
+def reproduce(prefix: str, tolerance: float, accelerator: str | None, data_dir: Path | None) -> int:
+    """Train the run again whose id begins with `prefix`, track that, print the verdict; 0 if it holds, else 1."""
+    client = store.connect()
+    original = runs.find_run(client, prefix)
+    if original.data.tags.get("kind") not in ("run", "reproduction") or original.info.status != "FINISHED":
+        raise UserError(f"run {prefix} is not a finished run ({original.info.run_name}, {original.info.status})")
+    config, dataset = _config(client, original), _dataset(client, original, data_dir)
+    tags = original.data.tags
+    accelerator = resolve_accelerator(accelerator or ("cpu" if tags["accelerator"] == "cpu" else "gpu"))
+    print(f"{original.info.run_name} ({original.info.run_id}) again on {accelerator}, {dataset.title}", flush=True)
+    again = _train(client, original, config, dataset, accelerator)
+    verdict = compare_runs(client, original, again, tolerance)
+    tracking.log_verdict(client, again.info.run_id, str(verdict))
+    print(verdict)
+    return 0 if verdict.holds else 1
+
+
+def _config(client: MlflowClient, run: Run) -> Config:
+    with TemporaryDirectory() as folder:
+        return load_config(client.download_artifacts(run.info.run_id, "config.toml", folder))
+
+
+def _dataset(client: MlflowClient, run: Run, data_dir: Path | None) -> Dataset:
+    """The images of `run` from the cache, else what is found now, which the verdict names if it is not the same."""
+    if data_dir is None and (found := find_cached(run.data.tags["data_digest"])):
+        return found
+    name = client.get_experiment(run.info.experiment_id).name
+    return load_dataset("digits" if name == "digits" else "cifar10", data_dir)[0]
+
+
+def _train(client: MlflowClient, original: Run, config: Config, dataset: Dataset, accelerator: str) -> Run:
+    name = f"{original.info.run_name}-again"
+    tags = tracking.run_tags(original.data.tags["experiment"], config, dataset, accelerator)
+    tags |= {"kind": "reproduction", "seed": original.data.tags["seed"], "reproduces": original.info.run_id}
+    tags["mlflow.source.name"] = f"cifar_lab reproduce {original.info.run_id}"
+    tracked = _points(client, original, EPOCH_METRICS)
+
+    def report(epochs: Sequence[Epoch]) -> None:
+        now = {(e.number, metric): e.metrics[metric] for e in epochs[-1:] for metric in EPOCH_METRICS}
+        largest = max(abs(value - tracked.get(key, np.nan)) for key, value in now.items())
+        print(f"epoch {len(epochs)} of {config.trainer.epochs}: largest difference {largest:.3g}", flush=True)
+
+    try:
+        with store.claim(tags).acquire(timeout=0):
+            run = tracking.create_run(client, original.info.experiment_id, name, tags)
+            repeat.train_tracked(client, run, config, dataset, accelerator, report)
+    except Timeout:
+        raise UserError(f"{original.info.run_name} is being trained by another process; try again later") from None
+    return client.get_run(run.info.run_id)
+
+
+def compare_runs(client: MlflowClient, original: Run, again: Run, tolerance: float) -> Verdict:
+    """What is different between two finished runs, in the order in which it was logged."""
+    then, now = (_points(client, run, EPOCH_METRICS + TEST_METRICS) for run in (original, again))
+    first, largest = "", 0.0
+    for epoch, metric in sorted(then.keys() | now.keys(), key=_order):
+        values = [points.get((epoch, metric), np.nan) for points in (then, now)]
+        difference = abs(values[0] - values[1])
+        largest = max(largest, difference)
+        if not difference <= tolerance and not first:
+            shown = ["missing" if np.isnan(value) else f"{value!r}" for value in values]
+            first = f"first at epoch {epoch}, {metric}: {shown[0]} tracked, {shown[1]} now"
+    weights = [run.data.tags.get("weights_digest") for run in (original, again)]
+    return Verdict(first, largest, weights[0] == weights[1], tuple(_around(original, again)), tolerance)
+
+
+def _points(client: MlflowClient, run: Run, metrics: Sequence[str]) -> dict[tuple[int, str], float]:
+    return {(p.step, metric): p.value for metric in metrics for p in client.get_metric_history(run.info.run_id, metric)}
+
+
+def _order(point: tuple[int, str]) -> tuple[bool, int, int]:
+    epoch, metric = point
+    return metric in TEST_METRICS, epoch, (EPOCH_METRICS + TEST_METRICS).index(metric)
+
+
+def _around(original: Run, again: Run) -> list[str]:
+    def differing(names: Mapping[str, str], then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+        return [f"{names[k]}: {then.get(k)} tracked, {now.get(k)} now" for k in names if then.get(k) != now.get(k)]
+
+    settings = {name: name for name in sorted(original.data.params.keys() | again.data.params.keys())}
+    return differing(settings, original.data.params, again.data.params) + differing(
+        AROUND, original.data.tags, again.data.tags
+    )
