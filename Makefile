@@ -7,6 +7,10 @@ DATA ?= auto
 ACCELERATOR ?= auto
 JOBS ?= auto
 PORT ?= 5000
+RUN ?=
+TOLERANCE ?= 0
+METRIC ?= test/acc
+FIGURE ?= comparison.png
 
 ifeq ($(CONDA_DEFAULT_ENV),cifar-lab)
 BIN :=
@@ -17,11 +21,13 @@ READY := .venv/ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup experiment ui test lint lock
+.PHONY: help setup experiment reproduce compare best ui relocate test lint audit lock
+LAB := $(BIN)python -m cifar_lab
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
 	@echo 'variables: EXPERIMENTS="linear cnn" SEEDS=8|3,5 EPOCHS= DATA=auto|cifar10|digits ACCELERATOR=auto|cpu|gpu JOBS=auto PORT=5000'
+	@echo '           RUN=<run id> TOLERANCE=0 METRIC=test/acc FIGURE=comparison.png'
 
 .venv/ready: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cifar-lab needs Python 3.11 or newer; try make PYTHON=python3.12")'
@@ -34,10 +40,22 @@ help:  ## list the targets
 setup: $(READY)  ## make .venv from requirements.lock; again only when that changes
 
 experiment: $(READY)  ## train EXPERIMENTS with SEEDS, track everything, name the best run
-	$(BIN)cifar_lab experiment $(EXPERIMENTS) --seeds $(SEEDS) $(if $(EPOCHS),--epochs $(EPOCHS)) --data $(DATA) --accelerator $(ACCELERATOR) --jobs $(JOBS)
+	$(LAB) experiment $(EXPERIMENTS) --seeds $(SEEDS) $(if $(EPOCHS),--epochs $(EPOCHS)) --data $(DATA) --accelerator $(ACCELERATOR) --jobs $(JOBS)
+
+reproduce: $(READY)  ## train the run RUN again and say whether it comes out identical
+	$(LAB) reproduce $(or $(RUN),$(error give RUN=<run id>; make best and make ui show ids)) --tolerance $(TOLERANCE)
+
+compare: $(READY)  ## differences between EXPERIMENTS in METRIC with intervals and p-values, drawn in FIGURE
+	$(LAB) compare $(EXPERIMENTS) --metric $(METRIC) --figure $(FIGURE)
+
+best: $(READY)  ## name the best run by validation accuracy, and why
+	$(LAB) best
 
 ui: $(READY)  ## open the tracked runs in MLflow's UI on 127.0.0.1:PORT
-	$(BIN)cifar_lab ui --port $(PORT)
+	$(LAB) ui --port $(PORT)
+
+relocate: $(READY)  ## after this folder was moved or copied, let mlflow.db find its artifacts
+	$(LAB) relocate
 
 test: $(READY)  ## run all tests
 	$(BIN)python -m pytest
@@ -45,6 +63,9 @@ test: $(READY)  ## run all tests
 lint: $(READY)  ## check style
 	$(BIN)ruff check .
 	$(BIN)ruff format --check .
+
+audit: $(READY)  ## look the locked packages up among known vulnerabilities (needs the network)
+	$(BIN)uv tool run pip-audit --strict --no-deps --disable-pip --requirement requirements.lock
 
 lock: $(READY)  ## resolve pyproject.toml anew into requirements.lock
 	$(BIN)uv pip compile --universal --python-version 3.11 --extra dev --no-annotate --no-header --upgrade pyproject.toml --output-file requirements.lock

@@ -46,9 +46,12 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if not (store := sys.modules.get("cifar_lab.store")) or not isinstance(error, store.MlflowException):
+        mlflow = sys.modules.get("mlflow.exceptions")  # where it is not imported, it is not its error
+        if mlflow is None or not isinstance(error, mlflow.MlflowException):
             raise
-        print(f"cifar_lab: {store.trouble(error)}; what is finished is kept, start again", file=sys.stderr)
+        from cifar_lab.store import trouble
+
+        print(f"cifar_lab: {trouble(error)}; what is finished is kept, start again", file=sys.stderr)
         return 1
 
 

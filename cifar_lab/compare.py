@@ -12,8 +12,8 @@ from cifar_lab import runs, store
 from cifar_lab.comparison import Difference, Sample, Summary, compare, summarise
 from cifar_lab.config import UsageError, UserError, load_config
 from cifar_lab.figures import plot_comparison
+from cifar_lab.provenance import CIRCUMSTANCES
 from cifar_lab.sources import staged
-from cifar_lab.tracking import CIRCUMSTANCES
 
 
 def compare_experiments(names: Sequence[str], metric: str, figure: Path) -> int:

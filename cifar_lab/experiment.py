@@ -32,7 +32,7 @@ def run_experiments(
     configs = {name: resolve_config(config, dataset, accelerator) for name, config in configs.items()}
     announcement = _announcement(dataset, stand_in_because)
     console.print(announcement)
-    client = store.connect()
+    client = store.connect(make=True)
     with store.planning():
         experiment_id = store.open_experiment(client, dataset.name)
         ui.save_views(client, experiment_id)

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import io
 import lzma
+import stat
 import tarfile
 import zipfile
 import zlib
@@ -26,7 +27,7 @@ def image_folder(path: Path) -> Source:
     files = sorted(file for split in SPLITS for file in (path / split).glob("*/*") if file.is_file())
 
     def digest() -> str:
-        listing = [(str(file.relative_to(path)), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+        listing = [(str(file.relative_to(path)), (status := file.stat()).st_size, status.st_mtime_ns) for file in files]
         return hashlib.sha256(repr(listing).encode()).hexdigest()
 
     def members() -> Iterator[Member]:
@@ -40,16 +41,24 @@ def image_archive(path: Path) -> Source:
     def tar_members() -> Iterator[Member]:
         with open_with_progress(path, "decoding") as file, tarfile.open(fileobj=file) as archive:
             for member in archive:
+                _refuse(path, member.name, not (member.isfile() or member.isdir()))
                 if member.isfile():
                     yield member.name, member.size, functools.partial(_read_member, archive, member)
 
     def zip_members() -> Iterator[Member]:
         with zipfile.ZipFile(path) as archive:
             for member in progress(archive.infolist(), "decoding"):
+                _refuse(path, member.filename, stat.S_ISLNK(member.external_attr >> 16))
                 yield member.filename, member.file_size, functools.partial(archive.read, member)
 
     members = zip_members if path.suffix.lower() == ".zip" else tar_members
     return Source(lambda: file_digest(path), lambda: _read_images(path, members))
+
+
+def _refuse(path: Path, name: str, special: bool) -> None:
+    """Nothing is unpacked here, but an archive with such members was made to do harm, or by mistake."""
+    if special or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise DataError(f"{path}: {name} is a link or leads out of the archive; nothing was read")
 
 
 def _read_images(path: Path, members: Callable[[], Iterator[Member]]) -> Images:

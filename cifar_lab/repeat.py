@@ -4,35 +4,30 @@ import contextlib
 import multiprocessing
 import os
 import shutil
-import signal
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from pathlib import Path
-from threading import Thread
 
 import numpy as np
 from filelock import Timeout
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from pytorch_lightning import Callback
 from rich.console import Console
 
 from cifar_lab import runs, store, tracking
 from cifar_lab.config import Config, UsageError, UserError
-from cifar_lab.datasets import Dataset, open_dataset
+from cifar_lab.datasets import Dataset
 from cifar_lab.progress import Progress
-from cifar_lab.tracking import CIRCUMSTANCES, circumstances_that_differ
-from cifar_lab.train import Epoch, train
+from cifar_lab.provenance import CIRCUMSTANCES, circumstances_that_differ, run_tags
+from cifar_lab.worker import start_worker, train_one
 
 POLL_SECONDS = 1.0
 DEATHS = 3  # of workers in a row, without a run that ends: there is no use in going on
 DIED = "its worker process died again and again (out of memory?); start again to continue it, with fewer --jobs"
 STOP_SECONDS = 15.0
-SIGTERM_CODE = 128 + signal.SIGTERM
 METRICS = ("val/acc", "val/loss", "test/acc", "test/loss")
 
 
@@ -57,7 +52,7 @@ class Repeats:
     @property
     def continuing(self) -> list[int]:
         """The missing seeds whose unfinished run goes on."""
-        return [s for s in self.missing if s in self.unfinished and _continues(self.unfinished[s], self.tags)]
+        return [s for s in self.missing if s in self.unfinished and runs.can_continue(self.unfinished[s], self.tags)]
 
     @property
     def differences(self) -> list[str]:
@@ -65,15 +60,6 @@ class Repeats:
         anew = [self.unfinished[s] for s in self.missing if s in self.unfinished and s not in self.continuing]
         found = {name for run in [*self.finished, *anew] for name in circumstances_that_differ(run, self.tags)}
         return [name for name in CIRCUMSTANCES.values() if name in found]
-
-
-def _continues(run: Run, tags: Mapping[str, str]) -> bool:
-    return _is_ours(run) and not circumstances_that_differ(run, tags)
-
-
-def _is_ours(run: Run) -> bool:
-    """Whether no other machine can be training `run`: one of this folder, or in a database of this machine."""
-    return store.is_local() or store.checkpoint_of(run.info.run_id).parent.exists()
 
 
 def plan(
@@ -88,7 +74,7 @@ def plan(
 
     Raises UsageError, before anything is written, if a split is impossible or two configs are the same.
     """
-    tags = {name: tracking.run_tags(name, config, dataset, accelerator) for name, config in configs.items()}
+    tags = {name: run_tags(name, config, dataset, accelerator) for name, config in configs.items()}
     if len({tag["config_hash"] for tag in tags.values()}) < len(tags):
         raise UsageError(f"two of the experiments {', '.join(configs)} are the same: no setting differs")
     end_dead_runs(client, experiment_id)
@@ -112,7 +98,7 @@ def end_dead_runs(client: MlflowClient, experiment_id: str) -> None:
             continue
         try:
             with store.claim(run.data.tags).acquire(timeout=0):
-                if _is_ours(run) and client.get_run(run.info.run_id).info.status == "RUNNING":
+                if runs.is_ours(run) and client.get_run(run.info.run_id).info.status == "RUNNING":
                     tracking.end_run(client, run.info.run_id, "KILLED")
         except Timeout:
             alive.add(run.data.tags.get("mlflow.parentRunId"))
@@ -182,7 +168,8 @@ def _train_in_workers(
     # a fork server's workers start at once, but CUDA does not survive a fork
     context = multiprocessing.get_context("forkserver" if accelerator == "cpu" else "spawn")
 
-    with ProcessPoolExecutor(jobs, context, _start_worker) as pool:
+    settings = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+    with ProcessPoolExecutor(jobs, context, start_worker, (settings,)) as pool:
 
         def submit(r: Repeats, seed: int) -> Future:
             return pool.submit(train_one, r.parent.info.run_id, r.name, r.config, seed, dataset.folder, accelerator)
@@ -208,70 +195,6 @@ def _train_in_workers(
             raise
 
 
-def train_one(parent_id: str, name: str, config: Config, seed: int, dataset_folder: Path, accelerator: str) -> bool:
-    """Train and track one run, or what is left of it; the body of a worker process.
-
-    False if another process is training it.
-    """
-    _Worker.busy = True
-    try:
-        client = store.connect()
-        dataset = open_dataset(dataset_folder)
-        tags = {**tracking.run_tags(name, config, dataset, accelerator), "seed": str(seed)}
-        with store.claim(tags).acquire(timeout=POLL_SECONDS):
-            parent = client.get_run(parent_id)
-            if any(int(run.data.tags["seed"]) == seed for run in runs.finished_runs(client, parent)):
-                return True
-            run = runs.unfinished_runs(client, parent).get(seed)
-            if run is None or not _continues(run, tags):
-                tags |= {"kind": "run", "mlflow.parentRunId": parent_id}
-                run = tracking.create_run(client, parent.info.experiment_id, f"{name}-seed{seed}", tags)
-            train_tracked(client, run, config, dataset, accelerator, callbacks=[_Stop()])
-        return True
-    except Timeout:
-        return False
-    finally:
-        _Worker.busy = False
-        if _Worker.stopping:
-            os._exit(SIGTERM_CODE)  # returning would let the pool hand this process the next run
-
-
-def train_tracked(
-    client: MlflowClient,
-    run: Run,
-    config: Config,
-    dataset: Dataset,
-    accelerator: str,
-    report: Callable[[Sequence[Epoch]], None] = lambda epochs: None,
-    callbacks: Sequence[Callback] = (),
-) -> None:
-    """Train `run`, or what is left of it, and track that; its checkpoint becomes an artifact."""
-
-    def report_both(epochs: Sequence[Epoch]) -> None:
-        uploads.report(epochs)
-        report(epochs)
-
-    checkpoint, seed = store.checkpoint_of(run.info.run_id), int(run.data.tags["seed"])
-    with tracking.continued_run(client, run, config, dataset) as run_id:
-        with tracking.EpochUploads(client, run_id, dataset.classes) as uploads:
-            result = train(config, seed, dataset, checkpoint, accelerator, report_both, callbacks)
-        tracking.log_result(client, run_id, result, dataset.classes, checkpoint)
-    shutil.rmtree(checkpoint.parent, ignore_errors=True)
-
-
-class _Worker:
-    """State of this worker process: a SIGTERM ends it at once while it is idle, else where that is safe."""
-
-    busy = False
-    stopping = False
-
-
-class _Stop(Callback):
-    def on_train_batch_start(self, *_: object) -> None:
-        if _Worker.stopping:
-            raise SystemExit(SIGTERM_CODE)
-
-
 def summarise_repeats(client: MlflowClient, repeats: Repeats, interrupted: bool) -> list[Run]:
     """The finished runs of all seeds; if they are news, logs their statistics to the parent and ends it."""
     finished = runs.finished_runs(client, repeats.parent)
@@ -289,23 +212,6 @@ def summarise_repeats(client: MlflowClient, repeats: Repeats, interrupted: bool)
     complete = {int(run.data.tags["seed"]) for run in finished}.issuperset(repeats.seeds)
     tracking.end_run(client, parent.info.run_id, "FINISHED" if complete else "KILLED" if interrupted else "FAILED")
     return finished
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the driver, stop on SIGTERM, and never outlive the driver."""
-
-    def stop(*_: object) -> None:
-        _Worker.stopping = True
-        if not _Worker.busy:
-            os._exit(SIGTERM_CODE)
-
-    def follow_driver() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, stop)
-    Thread(target=follow_driver, daemon=True).start()
 
 
 def _stop(pool: Executor) -> None:

@@ -1,5 +1,6 @@
 """A tracked run trained again from what was tracked of it alone, and compared with it, bit for bit."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,12 @@ from filelock import Timeout
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from cifar_lab import repeat, runs, store, tracking
+from cifar_lab import runs, store, tracking
 from cifar_lab.config import Config, UserError, load_config
 from cifar_lab.datasets import Dataset, find_cached, load_dataset
+from cifar_lab.provenance import CIRCUMSTANCES, run_tags
 from cifar_lab.train import Epoch, resolve_accelerator
+from cifar_lab.worker import train_tracked
 
 EPOCH_METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "lr")  # epoch_seconds is nobody's to reproduce
 TEST_METRICS = ("test/loss", "test/acc")
@@ -22,7 +25,7 @@ AROUND = {
     "git_dirty": "uncommitted code",
     "data_digest": "images",
     "split_digest": "split",
-    **tracking.CIRCUMSTANCES,
+    **CIRCUMSTANCES,
 }
 
 
@@ -61,8 +64,8 @@ def reproduce(prefix: str, tolerance: float, accelerator: str | None, data_dir: 
     if original.data.tags.get("kind") not in ("run", "reproduction") or original.info.status != "FINISHED":
         raise UserError(f"run {prefix} is not a finished run ({original.info.run_name}, {original.info.status})")
     config, dataset = _config(client, original), _dataset(client, original, data_dir)
-    tags = original.data.tags
-    accelerator = resolve_accelerator(accelerator or ("cpu" if tags["accelerator"] == "cpu" else "gpu"))
+    accelerator = _accelerator(original.data.tags["accelerator"]) if accelerator is None else accelerator
+    accelerator = resolve_accelerator(accelerator)
     print(f"{original.info.run_name} ({original.info.run_id}) again on {accelerator}, {dataset.title}", flush=True)
     again = _train(client, original, config, dataset, accelerator)
     verdict = compare_runs(client, original, again, tolerance)
@@ -76,6 +79,12 @@ def _config(client: MlflowClient, run: Run) -> Config:
         return load_config(client.download_artifacts(run.info.run_id, "config.toml", folder))
 
 
+def _accelerator(tracked: str) -> str:
+    if tracked != resolve_accelerator("cpu" if tracked == "cpu" else "auto"):
+        raise UserError(f"the run was trained on {tracked}, which is not here; try --accelerator cpu --tolerance 0.01")
+    return "cpu" if tracked == "cpu" else "gpu"
+
+
 def _dataset(client: MlflowClient, run: Run, data_dir: Path | None) -> Dataset:
     """The images of `run` from the cache, else what is found now, which the verdict names if it is not the same."""
     if data_dir is None and (found := find_cached(run.data.tags["data_digest"])):
@@ -86,7 +95,7 @@ def _dataset(client: MlflowClient, run: Run, data_dir: Path | None) -> Dataset:
 
 def _train(client: MlflowClient, original: Run, config: Config, dataset: Dataset, accelerator: str) -> Run:
     name = f"{original.info.run_name}-again"
-    tags = tracking.run_tags(original.data.tags["experiment"], config, dataset, accelerator)
+    tags = run_tags(original.data.tags["experiment"], config, dataset, accelerator)
     tags |= {"kind": "reproduction", "seed": original.data.tags["seed"], "reproduces": original.info.run_id}
     tags["mlflow.source.name"] = f"cifar_lab reproduce {original.info.run_id}"
     tracked = _points(client, original, EPOCH_METRICS)
@@ -99,7 +108,12 @@ def _train(client: MlflowClient, original: Run, config: Config, dataset: Dataset
     try:
         with store.claim(tags).acquire(timeout=0):
             run = tracking.create_run(client, original.info.experiment_id, name, tags)
-            repeat.train_tracked(client, run, config, dataset, accelerator, report)
+            try:
+                train_tracked(client, run, config, dataset, accelerator, report)
+            finally:  # a reproduction is not continued
+                shutil.rmtree(store.checkpoint_of(run.info.run_id).parent, ignore_errors=True)
+    except SystemExit:
+        raise KeyboardInterrupt from None  # which Lightning turned into an exit
     except Timeout:
         raise UserError(f"{original.info.run_name} is being trained by another process; try again later") from None
     return client.get_run(run.info.run_id)

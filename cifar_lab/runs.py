@@ -1,13 +1,15 @@
 """What is read back from MLflow: runs, their histories, which are finished, which is best."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
+from cifar_lab import store
 from cifar_lab.config import UserError
+from cifar_lab.provenance import circumstances_that_differ
 
 PAGE = 1000
 
@@ -71,6 +73,16 @@ def finished_runs(client: MlflowClient, parent: Run) -> list[Run]:
 def unfinished_runs(client: MlflowClient, parent: Run) -> dict[int, Run]:
     """By seed the runs under `parent` that are not finished; of several of one seed the last."""
     return {int(run.data.tags["seed"]): run for run in children(client, parent) if run.info.status != "FINISHED"}
+
+
+def can_continue(run: Run, tags: Mapping[str, str]) -> bool:
+    """Whether an unfinished run, continued by a process with these tags, ends with the bits of one in one go."""
+    return is_ours(run) and not circumstances_that_differ(run, tags)
+
+
+def is_ours(run: Run) -> bool:
+    """Whether no other machine can be training `run`: one of this folder, or in a database of this machine."""
+    return store.is_local() or store.checkpoint_of(run.info.run_id).parent.exists()
 
 
 def running_runs(client: MlflowClient, experiment_id: str) -> list[Run]:

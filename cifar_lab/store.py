@@ -12,7 +12,6 @@ from pathlib import Path
 
 import mlflow
 from filelock import FileLock
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from cifar_lab.config import UserError
@@ -31,23 +30,24 @@ ARTIFACT_COLUMNS = (
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"  # MLflow's own setting; its default bridges four minutes
 
 
-def connect() -> MlflowClient:
-    """Client of MLFLOW_TRACKING_URI, or of `mlflow.db` here, which is made if it is not there yet.
+def connect(make: bool = False) -> MlflowClient:
+    """Client of MLFLOW_TRACKING_URI, or of `mlflow.db` here, which is made if it is not there and `make` is set.
 
-    Raises UserError if it can't be opened, or if its artifacts are not where it says (see relocate).
+    Raises UserError if it is not there or can't be opened, or if its artifacts are not where it says (see relocate).
     """
-    client = _open()
+    client = _open(make)
     if old := _moved_from(client):
         raise UserError(f"this folder was {old.parent} when its runs were made; make relocate lets them follow")
     return client
 
 
-def _open() -> MlflowClient:
+def _open(make: bool = False) -> MlflowClient:
+    if is_local() and not make and not _database().exists():
+        raise UserError(f"no {DATABASE} here; run make experiment first")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = _uri()
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # not each step of making a database
     mlflow.set_tracking_uri(uri)
-    client = MlflowClient(uri)
     try:
         if is_local():
             database = _database()
@@ -55,12 +55,13 @@ def _open() -> MlflowClient:
                 if not database.exists():
                     with staged(database) as path:
                         MlflowClient(f"{SQLITE}{path}").search_experiments()
+        client = MlflowClient(uri)
         with impatient():
             client.search_experiments(max_results=1)
     except UserError:
         raise
     except Exception as error:  # of MLflow, of its database driver or of its HTTP client
-        raise UserError(f"cannot open the runs at {uri}: {str(error).partition(os.linesep)[0]}") from None
+        raise UserError(f"cannot open the runs: {trouble(error)}") from None
     return client
 
 
@@ -110,11 +111,11 @@ def relocate() -> str:
     return done
 
 
-def trouble(error: MlflowException) -> str:
-    """One line for what MLflow could not do."""
+def trouble(error: Exception) -> str:
+    """One line for what MLflow, or what it stands on, could not do."""
     if "API request to" in str(error):
         return f"no answer from the tracking server {_uri()}"
-    return str(error).partition("\n")[0]
+    return f"{_uri()}: {str(error).partition(os.linesep)[0]}"
 
 
 @contextmanager

@@ -1,98 +1,29 @@
 """What is written of parent and child runs: parameters, metrics, tags, artifacts, and how they end."""
 
-import hashlib
 import json
-import platform
 import re
-import subprocess
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import mlflow
 import numpy as np
-import pytorch_lightning
-import torch
 from mlflow.entities import Dataset as DatasetEntity
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 from sklearn.metrics import precision_recall_fscore_support
 
 from cifar_lab.comparison import Summary, summarise
 from cifar_lab.config import Config, UserError
-from cifar_lab.datamodule import split_digest
 from cifar_lab.datasets import Dataset
 from cifar_lab.figures import plot_confusion, plot_learning_curves, to_pixels
-from cifar_lab.sources import file_digest
 from cifar_lab.store import checkpoint_of, impatient
 from cifar_lab.train import Epoch, Result
 
 BATCH = 1000  # points that MLflow takes in one call
-REPOSITORY = Path(__file__).resolve().parent.parent
-# What besides config, images and seed may change a run's bits: a run is continued only where all of it is the same.
-CIRCUMSTANCES = {
-    "code_digest": "code",
-    "lock_digest": "lock file",
-    "accelerator": "accelerator",
-    "device": "device",
-    "python": "Python",
-    "torch": "torch",
-    "pytorch_lightning": "pytorch_lightning",
-}
-
-
-def circumstances_that_differ(run: Run, tags: Mapping[str, str]) -> list[str]:
-    """Names of the CIRCUMSTANCES of `run` that are not those in `tags`."""
-    return [name for tag, name in CIRCUMSTANCES.items() if run.data.tags.get(tag) != tags[tag]]
-
-
-def run_tags(name: str, config: Config, dataset: Dataset, accelerator: str) -> dict[str, str]:
-    """Tags of every run, parents too: what was run, on which data, with which code and device. No host names."""
-    lock = REPOSITORY / "requirements.lock"
-    return {
-        "experiment": name,
-        "config_hash": config.hash(dataset.digest),
-        "data_digest": dataset.digest[:32],
-        "split_digest": split_digest(dataset.labels["train"], config.data),
-        "code_digest": _code_digest(),
-        "lock_digest": file_digest(lock)[:16] if lock.exists() else "none",
-        "git_dirty": str(bool(_git("status", "--porcelain"))).lower(),
-        "mlflow.source.git.commit": _git("rev-parse", "HEAD") or "none",
-        "mlflow.source.name": f"cifar_lab experiment {name}",
-        "accelerator": accelerator,
-        "device": torch.cuda.get_device_name() if accelerator == "cuda" else _processor(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "pytorch_lightning": pytorch_lightning.__version__,
-        "mlflow": mlflow.__version__,
-    }
-
-
-def _code_digest() -> str:
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256("".join(f"{file.name} {file_digest(file)}" for file in files).encode()).hexdigest()[:16]
-
-
-def _git(*command: str) -> str:
-    try:
-        return subprocess.run(["git", "-C", REPOSITORY, *command], capture_output=True, text=True).stdout.strip()
-    except OSError:
-        return ""  # no git here
-
-
-def _processor() -> str:
-    try:
-        names = [
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def open_parent(
@@ -170,8 +101,11 @@ class EpochUploads:
 
     def __enter__(self) -> "EpochUploads":
         self.logged = {point.step for point in self.client.get_metric_history(self.run_id, "val/acc")}
-        images = " ".join(file.path for file in self.client.list_artifacts(self.run_id, "images"))
-        self.drawn = {int(step) for step in re.findall(r"val_confusion\+step\+(\d+)\+\S*webp", images)}
+        files = [file.path for file in self.client.list_artifacts(self.run_id, "images")]
+        self.drawn = {_step(path) for path in files if path.endswith(".webp")}  # written after the same as .png
+        for path in files:
+            if _step(path) not in self.drawn:
+                get_artifact_repository(self.client.get_run(self.run_id).info.artifact_uri).delete_artifacts(path)
         self.thread = ThreadPoolExecutor(1)
         return self
 
@@ -205,6 +139,11 @@ def reopen_parent(client: MlflowClient, run_id: str) -> None:
 def end_run(client: MlflowClient, run_id: str, status: str) -> None:
     """End a run as FINISHED, FAILED or KILLED."""
     client.set_terminated(run_id, status)
+
+
+def _step(path: str) -> int:
+    """The epoch in the name that MLflow gives to an image file."""
+    return int(re.search(r"\+step\+(\d+)\+", path).group(1))
 
 
 def log_result(client: MlflowClient, run_id: str, result: Result, classes: Sequence[str], checkpoint: Path) -> None:

@@ -1,8 +1,10 @@
 import math
 
+import numpy as np
 import pytest
 
-from cifar_lab.comparison import summarise
+from cifar_lab.comparison import Sample, compare, summarise
+from cifar_lab.config import UserError
 
 
 def test_mean_sample_std_and_t_interval_worked_by_hand():
@@ -25,3 +27,81 @@ def test_one_value_has_no_spread_and_none_is_an_error():
 
 def test_shown_in_percent():
     assert str(summarise([0.5, 0.7])) == "60.00 ± 14.14 %"
+
+
+def sample(name, values, first_seed=0, metric="test/acc", data="d", split="s"):
+    return Sample(name, metric, data, split, dict(enumerate(values, first_seed)))
+
+
+def test_paired_difference_worked_by_hand():
+    # differences 1 to 6: mean 3.5, std 1.8708, t for 5 degrees of freedom 2.5706; of the 64 signs two are as extreme
+    (found,) = compare([sample("a", [2, 4, 6, 8, 10, 12]), sample("b", [1, 2, 3, 4, 5, 6])])
+    assert (found.n, found.paired, found.mean, found.p, found.smallest_p) == (6, True, 3.5, 2 / 64, 2 / 64)
+    half = 2.570582 * 1.870829 / math.sqrt(6)
+    assert found.ci == pytest.approx((3.5 - half, 3.5 + half), rel=1e-6)
+    assert found.ci[0] < found.bootstrap_ci[0] < 3.5 < found.bootstrap_ci[1] < found.ci[1]
+    assert found.tells
+    assert found.verdict == "a is higher"
+
+
+def test_only_seeds_that_both_have_are_paired():
+    # seeds 2 and 3: 7 - 1 and 8 - 4, mean 5; four signs, two as extreme
+    (found,) = compare([sample("a", [5, 6, 7, 8]), sample("b", [1, 4, 9], first_seed=2)])
+    assert (found.n, found.paired, found.mean, found.p) == (2, True, 5, 0.5)
+    assert found.verdict == "too few seeds to tell anything"
+
+
+def test_samples_without_common_seeds_are_compared_as_a_whole():
+    # Welch: means 2 and 5, both variances 1 / 3, so 4 degrees of freedom, t 2.7764; 2 of 20 groupings as extreme
+    (found,) = compare([sample("a", [1, 2, 3]), sample("b", [4, 5, 6], first_seed=10)])
+    assert (found.n, found.paired, found.mean) == (3, False, -3)
+    assert found.p == pytest.approx(2 / 20)
+    half = 2.776445 * math.sqrt(2 / 3)
+    assert found.ci == pytest.approx((-3 - half, -3 + half), rel=1e-6)
+
+
+def test_one_seed_tells_nothing():
+    (found,) = compare([sample("a", [0.5]), sample("b", [0.75])])
+    assert (found.mean, found.paired) == (-0.25, False)
+    assert np.isnan([found.p, *found.ci, *found.bootstrap_ci]).all()
+    assert found.verdict == "too few seeds to tell anything"
+
+
+def test_seeds_needed_are_enough_in_four_of_five_experiments():
+    values = np.array([0.0, 2.0, -1.0, 3.0, 1.0, -2.0, 4.0, 1.0])  # mean 1, std 2
+    (found,) = compare([sample("a", values), sample("b", np.zeros(8))])
+    assert not found.tells
+    assert f"about {found.needed} seeds would tell" in found.verdict
+    random = np.random.default_rng(0)
+    share = np.mean(
+        [
+            (interval := summarise(random.normal(1, 2, found.needed))).ci_low > 0 or interval.ci_high < 0
+            for _ in range(2000)
+        ]
+    )
+    assert share == pytest.approx(0.8, abs=0.03)
+
+
+def test_equal_samples_have_no_difference():
+    (found,) = compare([sample("a", [0.5, 0.25, 0.75]), sample("b", [0.5, 0.25, 0.75])])
+    assert (found.mean, found.p, found.ci) == (0, 1, (0, 0))
+    assert "more than 10000 seeds" in found.verdict or "too few" in found.verdict
+
+
+def test_p_values_are_adjusted_for_the_number_of_pairs():
+    # Holm: of p = 2/64 (a-b), 2/64 (a-c) and 1 (b-c) the two smallest are both times 3
+    low = [1, 2, 3, 4, 5, 6]
+    found = compare([sample("a", [2, 4, 6, 8, 10, 12]), sample("b", low), sample("c", low)])
+    assert [difference.p for difference in found] == pytest.approx([6 / 64, 6 / 64, 1])
+
+
+def test_the_same_input_gives_the_same_figures_twice():
+    random = np.random.default_rng(0)
+    samples = [sample(name, random.normal(size=20)) for name in "ab"]
+    assert compare(samples) == compare(samples)
+
+
+@pytest.mark.parametrize("different", ["metric", "data", "split"])
+def test_what_was_measured_on_other_images_or_otherwise_is_not_compared(different):
+    with pytest.raises(UserError, match=f"a and b can't be compared: {different} .* and other"):
+        compare([sample("a", [1, 2]), sample("b", [1, 2], **{different: "other"})])

@@ -2,6 +2,7 @@ import errno
 import functools
 import hashlib
 import http.server
+import io
 import multiprocessing
 import os
 import pickle
@@ -11,6 +12,7 @@ import tarfile
 import threading
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,6 +157,41 @@ def test_damaged_image_files_are_named_in_one_line(image_folder, workplace, dama
     assert "\n" not in str(caught.value)
     assert not list(workplace.glob("data/cache/*"))
     assert not leftovers(workplace)
+
+
+HOSTILE = [
+    ("../../test/dog/0.png", {}),
+    ("/tmp/test/dog/0.png", {}),
+    ("test/dog/0.png", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}),
+    ("test/dog/0.png", {"type": tarfile.LNKTYPE, "linkname": "../../secret"}),
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), HOSTILE)
+@pytest.mark.parametrize("archive", ["cifar10.tar", "cifar10.zip", official.ARCHIVE])
+def test_hostile_archives_are_refused_and_write_nothing(workplace, archive, name, kind):
+    path = workplace / "given" / archive
+    path.parent.mkdir()
+    if path.suffix == ".zip":
+        member = zipfile.ZipInfo(name)
+        member.external_attr = (0o120777 if kind else 0o100644) << 16
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr(member, "/etc/passwd")
+    else:
+        member = tarfile.TarInfo(name)
+        member.size = 0 if kind else 4
+        for key, value in kind.items():
+            setattr(member, key, value)
+        with tarfile.open(path, "w") as file:
+            file.addfile(member, io.BytesIO(b"harm"))
+    with pytest.raises(DataError) as caught:
+        load_dataset("cifar10", path)
+    official_name = archive == official.ARCHIVE
+    refusal = "not the official file" if official_name else "is a link or leads out of the archive; nothing was read"
+    assert refusal in str(caught.value)
+    written = [file for file in workplace.rglob("*") if file.is_file() and file.name != ".lock"]
+    assert written == [path]
+    assert not Path("/tmp/test").exists()
 
 
 def test_a_place_without_images_says_what_was_expected(tmp_path):

@@ -1,6 +1,5 @@
 """The main job through the command line, on digits, read back through MLflow."""
 
-import contextlib
 import csv
 import io
 import re
@@ -8,13 +7,12 @@ import signal
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
-from conftest import start_experiment
+from conftest import Driver, experiment_arguments, processes_in, start_experiment
 
 from cifar_lab.config import load_config
 from cifar_lab.datasets import open_dataset
@@ -55,7 +53,8 @@ def test_parameters_and_tags_say_what_ran(tracked):
         assert config.hash(open_dataset(next(tracked.folder.glob("data/cache/*"))).digest) == tags["config_hash"]
         assert re.fullmatch("[0-9a-f]{40}|none", tags["mlflow.source.git.commit"])
         assert tags["git_dirty"] in ("true", "false")
-        for name in ("lock_digest", "data_digest", "split_digest", "weights_digest", "device", "torch", "mlflow"):
+        digests = [f"{what}_digest" for what in ("code", "lock", "data", "split", "weights")]
+        for name in (*digests, "device", "torch", "mlflow"):
             assert tags[name]
         (train, test) = run.inputs.dataset_inputs
         assert [train.dataset.name, test.dataset.name] == ["digits-train", "digits-test"]
@@ -160,15 +159,18 @@ def test_printed_command_uses_the_champion(tracked):
 def test_only_what_is_missing_is_trained(tracked):
     assert tracked.output.count(": 1 of 2 runs to train on cpu") == 2  # the first command had finished seed 0
     before = {run.info.run_id: run.to_dictionary() for run in tracked.runs()}
-    process, output = start_experiment(tracked.folder, "--seeds", "2", "--epochs", "2")
-    assert process.returncode == 0, output
+    driver = Driver(tracked.folder, *experiment_arguments("--seeds", "2", "--epochs", "2"))
+    assert driver.wait() == 0, driver.output()
+    output = driver.output()
     assert output.count(": 0 of 2 runs to train") == 2
     assert {run.info.run_id: run.to_dictionary() for run in tracked.runs()} == before
 
 
 def test_a_failing_run_is_named_and_the_others_go_on(unused):
-    process, output = start_experiment(unused, "--seeds", "1", "--set", "optim.learning_rate=1e38", "--epochs", "1")
-    assert process.returncode == 1
+    arguments = ("--seeds", "1", "--set", "optim.learning_rate=1e38", "--epochs", "1")
+    driver = Driver(unused, *experiment_arguments(*arguments))
+    assert driver.wait() == 1, driver.output()
+    output = driver.output()
     where = r"train loss is (nan|inf) at epoch 1, step \d+ of 10; try a smaller learning rate"
     assert re.search(f"linear-seed0 failed: {where}", output)
     assert re.search(f"cnn-seed0 failed: {where}", output)
@@ -178,30 +180,6 @@ def test_a_failing_run_is_named_and_the_others_go_on(unused):
     runs = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
     assert [run.info.status for run in runs] == ["FAILED"] * 4
     assert sum(bool(re.search(where, run.data.tags.get("error", ""))) for run in runs) == 2
-
-
-def processes_in(folder):
-    """Ids of the processes whose current directory is `folder` (Linux; nothing elsewhere)."""
-    found = []
-    for link in Path("/proc").glob("[0-9]*/cwd"):
-        with contextlib.suppress(OSError):
-            found += [link.parent.name] if link.readlink() == folder else []
-    return found
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_killed_driver_leaves_no_process(unused):
-    process = start_experiment(unused, "--seeds", "2", "--epochs", "500", "--jobs", "2", wait=False)
-    for line in iter(process.stdout.readline, ""):
-        if "epoch" in line:
-            break
-    assert len(processes_in(unused)) >= 3
-    process.kill()
-    process.wait()
-    deadline = time.monotonic() + 20
-    while processes_in(unused) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not processes_in(unused)
 
 
 def test_ctrl_c_ends_the_runs_as_killed_and_leaves_no_process(unused):
@@ -215,7 +193,7 @@ def test_ctrl_c_ends_the_runs_as_killed_and_leaves_no_process(unused):
     process.send_signal(signal.SIGINT)
     rest = process.communicate(timeout=60)[0]
     assert process.returncode == 130, seen + rest
-    assert "interrupted; the same command trains what is missing" in rest
+    assert "interrupted; the same command continues where it stopped" in rest
     assert "Traceback" not in seen + rest
     client = mlflow.MlflowClient(f"sqlite:///{unused / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("digits").experiment_id], "tags.kind = 'run'")

@@ -1,6 +1,8 @@
 import numpy as np
+import pytest
 
-from cifar_lab.figures import plot_confusion, plot_learning_curves, to_pixels
+from cifar_lab.comparison import summarise
+from cifar_lab.figures import plot_comparison, plot_confusion, plot_learning_curves, to_pixels
 
 COUNTS = np.array([[8, 2, 0], [1, 3, 0], [0, 0, 0]])
 
@@ -32,3 +34,24 @@ def test_curves_of_several_seeds_end_with_their_mean():
     assert len(axes.lines) == 3
     np.testing.assert_allclose(axes.lines[2].get_ydata(), [0.3, 0.6])
     assert axes.lines[2].get_label() == "val, mean of 2"
+
+
+@pytest.mark.parametrize(("second", "apart"), [([0.42, 0.43, 0.44], False), ([0.8, 0.81, 0.83], True)])
+def test_comparison_has_a_dot_per_seed_the_interval_and_a_band(second, apart):
+    values = {"a": np.array([0.4, 0.41, 0.43]), "b": np.array(second)}
+    curves = {name: np.stack([seeds - 0.1, seeds], axis=1) for name, seeds in values.items()}
+    summaries = [summarise(seeds) for seeds in values.values()]
+    *panels, right = plot_comparison(values, summaries, curves, "test/acc").axes
+    for axes, seeds, summary in zip(panels, values.values(), summaries, strict=True):
+        dots, interval, mean = axes.lines
+        assert dots.get_xdata().tolist() == seeds.tolist()
+        assert interval.get_xdata().tolist() == [summary.ci_low, summary.ci_high]
+        assert mean.get_xdata().tolist() == [summary.mean]
+        low, high = axes.get_xlim()
+        assert low < min(*seeds, summary.ci_low) < max(*seeds, summary.ci_high) < high
+    limits = [np.subtract(*axes.get_xlim()) for axes in panels]
+    assert limits[0] == pytest.approx(limits[1])  # the same scale
+    assert (panels[0].get_xlim() != panels[1].get_xlim()) == apart
+    np.testing.assert_allclose(right.lines[0].get_xydata(), [[1, 0.31333], [2, 0.41333]], atol=1e-4)
+    band = right.collections[0].get_paths()[0].vertices[:, 1]
+    assert band.max() - 0.41333 == pytest.approx(values["a"].std(ddof=1), abs=1e-4)

@@ -1,23 +1,34 @@
 """Experiments that are killed, interrupted, doubled or cut off: nothing is lost, nothing is there twice."""
 
+import contextlib
+import os
 import random
+import re
+import signal
+import socket
+import subprocess
+import sys
 import time
+import urllib.request
+from threading import Thread
 
 import pytest
-from conftest import Driver, experiment_arguments, processes_in
+from conftest import WARM, Driver, experiment_arguments, processes_in
+from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
+
+from cifar_lab import store
 
 pytestmark = pytest.mark.slow
 
 KILLS = 20
-REPEATS = experiment_arguments("--seeds", "2", "--epochs", "24")
+REPEATS = experiment_arguments("--seeds", "2", "--epochs", "6")
 EPOCH_METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "lr", "epoch_seconds")
 TEST_METRICS = ("test/loss", "test/acc")
 
 
-def recorded(folder):
+def recorded(client):
     """Of every run its status, weights and all metric points but the times, by name."""
-    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("digits")
     found = {}
     for run in client.search_runs([experiment.experiment_id], "tags.kind = 'run'"):
@@ -32,43 +43,215 @@ def recorded(folder):
     return found
 
 
+def client_of(folder):
+    return MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+
+
 def statuses(folder):
     if not (folder / "mlflow.db").exists():
         return []
-    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    client = client_of(folder)
     experiment = client.get_experiment_by_name("digits")
     runs = client.search_runs([experiment.experiment_id], "tags.kind = 'run'") if experiment else []
     return [run.info.status for run in runs]
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tracked, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("uninterrupted")
+def uninterrupted(tracked, folder, arguments, epochs):
+    """What is recorded of an experiment that nothing disturbs, and how many seconds it trained."""
     (folder / "data").symlink_to(tracked.folder / "data")
-    driver = Driver(folder, *REPEATS)
+    driver = Driver(folder, *arguments)
+    driver.wait("runs to train")
+    started = time.monotonic()
     assert driver.wait() == 0, driver.output()
-    runs = recorded(folder)
+    seconds = time.monotonic() - started
+    runs = recorded(client_of(folder))
     assert set(runs) == {"linear-seed0", "linear-seed1", "cnn-seed0", "cnn-seed1"}
     for status, _, points, images in runs.values():
         assert status == "FINISHED"
-        assert [step for step, _ in points["val/acc"]] == points["epoch_seconds"] == list(range(1, 25))
-        assert [step for step, _ in points["test/acc"]] == [24]
-        assert images == 24
-    return runs
+        assert [step for step, _ in points["val/acc"]] == points["epoch_seconds"] == list(range(1, epochs + 1))
+        assert [step for step, _ in points["test/acc"]] == [epochs]
+        assert images == epochs
+    return runs, seconds
 
 
-def test_an_experiment_killed_at_20_moments_ends_like_one_that_was_not(uninterrupted, unused):
+@pytest.fixture(scope="module")
+def undisturbed(tracked, tmp_path_factory):
+    return uninterrupted(tracked, tmp_path_factory.mktemp("undisturbed"), REPEATS, 6)[0]
+
+
+def test_an_experiment_killed_at_20_moments_ends_like_one_that_was_not(tracked, unused, tmp_path_factory):
+    arguments = experiment_arguments("--seeds", "2", "--epochs", "24")
+    expected, seconds = uninterrupted(tracked, tmp_path_factory.mktemp("whole"), arguments, 24)
     moments = random.Random(0)
     while_training = 0
     for _ in range(KILLS):
-        driver = Driver(unused, *REPEATS)
-        time.sleep(moments.uniform(0.5, 4))
-        assert driver.process.is_alive(), "it ended before it was killed: make it longer"
+        driver = Driver(unused, *arguments)
+        driver.wait("runs to train")
+        time.sleep(moments.uniform(0, 0.07 * seconds))
+        assert driver.process.is_alive(), driver.output()
         driver.process.kill()
         driver.process.join()
         while_training += "RUNNING" in statuses(unused)
+        deadline = time.monotonic() + 20
+        while processes_in(unused) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not processes_in(unused)
     assert while_training >= KILLS / 2
+    driver = Driver(unused, *arguments)
+    assert driver.wait() == 0, driver.output()
+    assert recorded(client_of(unused)) == expected
+
+
+def test_a_killed_worker_costs_no_run(undisturbed, unused):
+    driver = Driver(unused, *REPEATS)
+    driver.wait("cnn-seed0  epoch")
+    worker = next(process for process in processes_in(unused) if process != driver.process.pid)
+    os.kill(worker, signal.SIGKILL)
+    assert driver.wait() == 0, driver.output()
+    assert "a worker process died; its runs go on in new ones" in driver.output()
+    assert recorded(client_of(unused)) == undisturbed
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_experiment_says_what_is_done_and_continues(undisturbed, unused, number):
+    driver = Driver(unused, *REPEATS)
+    driver.wait("cnn-seed0  epoch")
+    os.kill(driver.process.pid, number)
+    assert driver.wait() == 130, driver.output()
+    assert re.search(r"linear +│ 2 ", driver.output())
+    assert "the same command continues where it stopped" in driver.output()
+    assert "Traceback" not in driver.output()
+    assert sorted(statuses(unused)) == ["FINISHED", "FINISHED", "KILLED", "KILLED"]
+    assert not processes_in(unused)
     driver = Driver(unused, *REPEATS)
     assert driver.wait() == 0, driver.output()
-    assert recorded(unused) == uninterrupted
+    assert "cnn: 2 of 2 runs to train on cpu, 2 of them continued" in driver.output()
+    assert recorded(client_of(unused)) == undisturbed
+
+
+def test_two_experiments_at_once_train_every_run_once(undisturbed, unused):
+    drivers = [Driver(unused, *REPEATS) for _ in range(2)]
+    for driver in drivers:
+        assert driver.wait() == 0, driver.output()
+    assert recorded(client_of(unused)) == undisturbed
+
+
+WRITERS, CALLS, METRICS = 16, 50, 5
+
+
+def write(folder):
+    os.chdir(folder)
+    client = store.connect(make=True)
+    with store.planning():
+        experiment_id = store.open_experiment(client, "crowd")
+    run_id = client.create_run(experiment_id).info.run_id
+    for step in range(CALLS):
+        client.log_batch(run_id, metrics=[Metric(str(name), step, 0, step) for name in range(METRICS)])
+    client.set_terminated(run_id)
+
+
+def test_16_processes_make_one_database_and_lose_nothing(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    writers = [WARM.Process(target=write, args=(tmp_path,)) for _ in range(WRITERS)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0] * WRITERS
+    client = client_of(tmp_path)
+    runs = client.search_runs([client.get_experiment_by_name("crowd").experiment_id])
+    assert [run.info.status for run in runs] == ["FINISHED"] * WRITERS
+    for run in runs:
+        for name in range(METRICS):
+            history = client.get_metric_history(run.info.run_id, str(name))
+            assert [(point.step, point.value) for point in history] == [(step, step) for step in range(CALLS)]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Line:
+    """A connection to a server that can be cut."""
+
+    def __init__(self, port):
+        self.to, self.port, self.open = port, free_port(), []
+        self.restore()
+
+    def restore(self):
+        self.listener = socket.create_server(("127.0.0.1", self.port))
+        Thread(target=self.accept, args=(self.listener,), daemon=True).start()
+
+    def accept(self, listener):
+        while True:
+            try:
+                here, _ = listener.accept()
+            except OSError:
+                return
+            there = socket.create_connection(("127.0.0.1", self.to))
+            self.open += [here, there]
+            for a, b in ((here, there), (there, here)):
+                Thread(target=self.carry, args=(a, b), daemon=True).start()
+
+    def carry(self, one, other):
+        with contextlib.suppress(OSError), other:
+            while data := one.recv(1 << 16):
+                other.sendall(data)
+
+    def cut(self):
+        for end in (self.listener, *self.open):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+        self.open = []
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """Port of a tracking server."""
+    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+            break
+        except OSError:
+            assert process.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+    yield port
+    process.terminate()
+    process.wait(30)
+
+
+def test_an_absent_server_costs_nothing_if_it_returns_and_one_line_if_not(undisturbed, unused, server):
+    line = Line(server)
+    address = f"http://127.0.0.1:{line.port}"
+
+    driver = Driver(unused, *REPEATS, MLFLOW_TRACKING_URI=address)
+    driver.wait("linear-seed0  epoch")
+    line.cut()
+    time.sleep(10)
+    line.restore()  # it returns, the runs go on
+    driver.wait("cnn-seed0  epoch")
+    driver.process.kill()
+    driver.process.join()
+
+    driver = Driver(unused, *REPEATS, MLFLOW_TRACKING_URI=address, MLFLOW_HTTP_REQUEST_MAX_RETRIES="1")
+    driver.wait("cnn-seed0  epoch")
+    line.cut()  # it stays away
+    assert driver.wait() == 1
+    assert f"no answer from the tracking server {address}" in driver.output()
+    assert "Traceback" not in driver.output()
     assert not processes_in(unused)
+
+    line.restore()
+    driver = Driver(unused, *REPEATS, MLFLOW_TRACKING_URI=address)
+    assert driver.wait() == 0, driver.output()
+    assert recorded(MlflowClient(f"http://127.0.0.1:{server}")) == undisturbed

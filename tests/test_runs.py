@@ -19,7 +19,7 @@ def client(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("store"))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        yield store.connect()
+        yield store.connect(make=True)
 
 
 @pytest.fixture
@@ -44,13 +44,13 @@ def metrics(accuracy, loss=1.0):
 
 
 def test_best_run_is_by_accuracy_then_loss_then_start(client, experiment_id):
-    assert runs.best_run(client, experiment_id, "d", "s") is None
+    assert runs.ranked_runs(client, experiment_id, "d", "s") == []
     add_run(client, experiment_id, metrics(0.5, 0.1), started=1)
     add_run(client, experiment_id, metrics(0.6, 0.9), started=2)
     late = add_run(client, experiment_id, metrics(0.6, 0.8), started=4)
-    assert runs.best_run(client, experiment_id, "d", "s").info.run_id == late
+    assert runs.ranked_runs(client, experiment_id, "d", "s")[0].info.run_id == late
     early = add_run(client, experiment_id, metrics(0.6, 0.8), started=3)
-    assert runs.best_run(client, experiment_id, "d", "s").info.run_id == early
+    assert runs.ranked_runs(client, experiment_id, "d", "s")[0].info.run_id == early
 
 
 def test_best_run_ignores_unfinished_broken_and_foreign_runs(client, experiment_id):
@@ -63,7 +63,7 @@ def test_best_run_ignores_unfinished_broken_and_foreign_runs(client, experiment_
     add_run(client, experiment_id, metrics(0.9), split="other")
     add_run(client, experiment_id, metrics(0.9), data_digest="other")
     add_run(client, experiment_id, metrics(0.9), kind="repeats")
-    assert runs.best_run(client, experiment_id, "d", "s").info.run_id == good
+    assert [run.info.run_id for run in runs.ranked_runs(client, experiment_id, "d", "s")] == [good]
 
 
 def test_champion_stays_if_the_best_run_was_chosen_on_other_images(client, experiment_id):
@@ -105,7 +105,7 @@ def test_a_second_process_finds_the_experiment_and_a_deleted_one_is_named(client
 
 def test_unreadable_store_costs_one_line(workplace, monkeypatch):
     (workplace / "mlflow.db").write_text("not a database")
-    with pytest.raises(UserError, match=r"cannot open the runs at sqlite:.*file is not a database$"):
+    with pytest.raises(UserError, match=r"cannot open the runs: sqlite:.*file is not a database$"):
         store.connect()
 
 
@@ -113,11 +113,11 @@ def test_unreadable_store_costs_one_line(workplace, monkeypatch):
 def test_progress_shows_running_runs_and_what_is_left(client, experiment_id, terminal):
     parent = client.create_run(experiment_id, run_name="x")
     under = {"mlflow.parentRunId": parent.info.run_id}
-    add_run(client, experiment_id, {}, "RUNNING", seed="0", started=5, **under)  # left by a process that died
+    add_run(client, experiment_id, {}, "KILLED", seed="0", started=5, **under)
     console = Console(file=StringIO(), force_terminal=terminal, width=100)
     with Progress(client, console, {parent: 4}, jobs=2) as progress:
         now = int(1000 * time.time())
-        values = {"train/acc": [0.25, 0.5], "val/acc": [0.125, 0.375]}
+        values = {"train/acc": [0.25, 0.5], "val/acc": [0.125, 0.375], "epoch_seconds": [4.0, 6.0]}
         add_run(client, experiment_id, values, "RUNNING", seed="0", started=now, **under)
         progress.started -= 20
         progress.update(Counter({"x": 3}), total=8)
@@ -130,6 +130,7 @@ def test_progress_shows_running_runs_and_what_is_left(client, experiment_id, ter
     assert "2/4" in shown
     assert "0.5000" in shown
     assert "0.3750" in shown
+    assert "0:10" in shown  # two epochs left, 5 s each
     assert ("5 of 8 runs done, 0:20 passed" in shown) == terminal
 
 

@@ -1,15 +1,18 @@
 import json
+import os
+import resource
 import subprocess
 import sys
 
 import pytest
 import torch
 from conftest import REPOSITORY
-from pytorch_lightning.loggers.logger import DummyLogger
+from pytorch_lightning import Callback
 
-from cifar_lab.config import UsageError, load_config
+from cifar_lab.config import UsageError, UserError, load_config
 from cifar_lab.datasets import load_dataset
 from cifar_lab.models import NonFiniteLoss
+from cifar_lab.sources import DataError
 from cifar_lab.train import resolve_accelerator, resolve_config, train, weights_digest
 
 
@@ -24,37 +27,39 @@ def config_of(name, dataset, *overrides):
     )
 
 
-class Recorder(DummyLogger):
-    def __init__(self):
-        super().__init__()
-        self.points = []
-
-    def log_metrics(self, metrics, step=None):
-        self.points += [(name, step) for name in metrics]
-
-
 @pytest.mark.parametrize(("name", "floor"), [("linear", 0.85), ("cnn", 0.9)])
 def test_digits_are_learned(digits, tmp_path, name, floor):
     result = train(config_of(name, digits), 0, digits, tmp_path / "run", "cpu")
-    assert result.metrics["test/acc"] > floor
-    assert result.metrics["val/acc"] > floor
+    assert result.test["test/acc"] > floor
+    assert result.epochs[-1].metrics["val/acc"] > floor
 
 
-def test_metrics_come_once_per_completed_epoch_and_test_once_at_the_end(digits, tmp_path):
-    recorder = Recorder()
-    result = train(config_of("linear", digits, "trainer.epochs=3"), 0, digits, tmp_path / "run", "cpu", recorder)
-    names = ("train/loss", "train/acc", "val/loss", "val/acc", "lr", "epoch_seconds")
-    expected = [(name, epoch) for name in names for epoch in (1, 2, 3)] + [("test/loss", 3), ("test/acc", 3)]
-    assert sorted(recorder.points) == sorted(expected)
-    assert result.model.confusion["test"].sum() == len(digits.labels["test"])
-    assert (
-        result.model.confusion["test"].sum(1).tolist() == torch.bincount(torch.tensor(digits.labels["test"])).tolist()
-    )
-    accuracy = result.model.confusion["test"].trace().item() / len(digits.labels["test"])
-    assert result.metrics["test/acc"] == pytest.approx(accuracy)
+def test_every_completed_epoch_is_recorded_and_the_test_set_scored_once(digits, tmp_path):
+    reports = []
+    config = config_of("linear", digits, "trainer.epochs=3")
+    result = train(config, 0, digits, tmp_path / "run", "cpu", lambda epochs: reports.append(len(epochs)))
+    assert reports == [1, 2, 3, 3]
+    assert [epoch.number for epoch in result.epochs] == [1, 2, 3]
+    for epoch in result.epochs:
+        assert set(epoch.metrics) == {"train/loss", "train/acc", "val/loss", "val/acc", "lr", "epoch_seconds"}
+        assert epoch.confusion.sum() == config.data.val_size
+        assert epoch.metrics["val/acc"] == pytest.approx(epoch.confusion.trace().item() / config.data.val_size)
+    confusion = result.model.confusion["test"]
+    assert confusion.sum(1).tolist() == torch.bincount(torch.tensor(digits.labels["test"])).tolist()
+    assert set(result.test) == {"test/loss", "test/acc"}
+    assert result.test["test/acc"] == pytest.approx(confusion.trace().item() / len(digits.labels["test"]))
 
 
-@pytest.mark.parametrize(("name", "precision"), [("linear", "fp32"), ("cnn", "fp32"), ("cnn", "bf16")])
+MODELS = [("linear", "fp32"), ("cnn", "fp32"), ("cnn", "bf16")]
+
+
+def figures(result):
+    """All that a seed determines."""
+    epochs = [({**e.metrics, "epoch_seconds": 0}, e.confusion.tolist()) for e in result.epochs]
+    return [result.weights_digest, result.test, epochs]
+
+
+@pytest.mark.parametrize(("name", "precision"), MODELS)
 def test_same_seed_gives_the_same_bits_and_another_seed_does_not(digits, tmp_path, name, precision):
     config = config_of(name, digits, "trainer.epochs=1", f"trainer.precision={precision}")
     runs = []
@@ -62,7 +67,7 @@ def test_same_seed_gives_the_same_bits_and_another_seed_does_not(digits, tmp_pat
         torch.rand(index + 1)  # the state of the global generator does not matter
         runs.append(train(config, seed, digits, tmp_path / str(index), "cpu"))
     assert runs[0].weights_digest == runs[1].weights_digest != runs[2].weights_digest
-    assert {**runs[0].metrics, "epoch_seconds": 0} == {**runs[1].metrics, "epoch_seconds": 0}
+    assert figures(runs[0]) == figures(runs[1]) != figures(runs[2])
 
 
 PROGRAM = """
@@ -73,8 +78,7 @@ from cifar_lab.train import resolve_config, train
 dataset = load_dataset("digits")[0]
 config = resolve_config(load_config(sys.argv[1], ["trainer.epochs=1"]), dataset, "cpu")
 result = train(config, 0, dataset, pathlib.Path(sys.argv[2]), "cpu")
-del result.metrics["epoch_seconds"]
-print(json.dumps([result.weights_digest, result.metrics]))
+print(json.dumps([result.weights_digest, result.test]))
 """
 
 
@@ -83,8 +87,69 @@ def test_seed_0_gives_the_same_bits_in_another_process(digits, tmp_path):
     command = [sys.executable, "-c", PROGRAM, str(experiment), str(tmp_path / "other")]
     other = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     here = train(config_of("cnn", digits, "trainer.epochs=1"), 0, digits, tmp_path / "here", "cpu")
-    del here.metrics["epoch_seconds"]
-    assert json.loads(other.splitlines()[-1]) == [here.weights_digest, here.metrics]
+    assert json.loads(other.splitlines()[-1]) == [here.weights_digest, here.test]
+
+
+class Stop(Callback):
+    def __init__(self, batches):
+        self.batches = batches
+
+    def on_train_batch_start(self, *_):
+        self.batches -= 1
+        if self.batches < 0:
+            raise SystemExit
+
+
+@pytest.mark.parametrize(("name", "precision"), MODELS)
+def test_a_run_in_pieces_is_the_run_in_one_go(digits, tmp_path, name, precision):
+    config = config_of(name, digits, "trainer.epochs=4", f"trainer.precision={precision}")
+    whole = train(config, 0, digits, tmp_path / "whole", "cpu")
+    reports = []
+    for batches in (5, 13, 20):  # 10 batches are an epoch: none, one, then two epochs are completed
+        with pytest.raises(SystemExit):
+            train(config, 0, digits, tmp_path / "pieces", "cpu", lambda e: reports.append(len(e)), [Stop(batches)])
+    pieces = train(config, 0, digits, tmp_path / "pieces", "cpu", lambda e: reports.append(len(e)))
+    assert reports == [1, 2, 3, 4, 4]
+    assert figures(pieces) == figures(whole)
+    again = train(config, 0, digits, tmp_path / "pieces", "cpu", lambda e: reports.append(len(e)))  # complete already
+    assert reports[5:] == [4]
+    assert figures(again) == figures(whole)
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(digits, tmp_path):
+    config, checkpoint = config_of("cnn", digits, "trainer.epochs=2"), tmp_path / "run"
+    with pytest.raises(SystemExit):
+        train(config, 0, digits, checkpoint, "cpu", callbacks=[Stop(15)])
+    before = checkpoint.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))  # as a full disk, it fails in the middle
+    try:
+        with pytest.raises(DataError, match=f"cannot write {checkpoint}: File too large"):
+            train(config, 0, digits, checkpoint, "cpu")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert checkpoint.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["run"]
+    whole = train(config, 0, digits, tmp_path / "whole", "cpu")
+    assert figures(train(config, 0, digits, checkpoint, "cpu")) == figures(whole)
+
+
+def test_a_damaged_checkpoint_is_named(digits, tmp_path):
+    (tmp_path / "run").write_bytes(b"PK no checkpoint")
+    with pytest.raises(UserError, match=rf"the checkpoint {tmp_path}/run is damaged \(.*\); delete it and start again"):
+        train(config_of("linear", digits), 0, digits, tmp_path / "run", "cpu")
+
+
+class Trap:
+    def __reduce__(self):
+        return (os.mkdir, ("trapped",))
+
+
+def test_a_checkpoint_can_run_no_code(digits, tmp_path, workplace):
+    torch.save({"state_dict": Trap()}, tmp_path / "run")
+    with pytest.raises(UserError, match="is damaged"):
+        train(config_of("linear", digits), 0, digits, tmp_path / "run", "cpu")
+    assert not (workplace / "trapped").exists()
 
 
 def test_non_finite_loss_says_where(digits, tmp_path):
@@ -95,7 +160,7 @@ def test_non_finite_loss_says_where(digits, tmp_path):
 
 def test_checkpoint_holds_the_weights_and_loads_without_unpickling(digits, tmp_path):
     result = train(config_of("linear", digits, "trainer.epochs=1"), 0, digits, tmp_path / "run", "cpu")
-    state = torch.load(result.checkpoint, weights_only=True)["state_dict"]
+    state = torch.load(tmp_path / "run", weights_only=True)["state_dict"]
     torch.testing.assert_close(state, dict(result.model.state_dict()))
 
 

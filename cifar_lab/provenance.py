@@ -1,0 +1,80 @@
+"""What a run's result may depend on besides its images, configuration and seed: code, versions, device."""
+
+import hashlib
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import mlflow
+import pytorch_lightning
+import torch
+from mlflow.entities import Run
+
+from cifar_lab.config import Config
+from cifar_lab.datamodule import split_digest
+from cifar_lab.datasets import Dataset
+from cifar_lab.sources import file_digest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+# What besides config, images and seed may change a run's bits: a run is continued only where all of it is the same.
+CIRCUMSTANCES = {
+    "code_digest": "code",
+    "lock_digest": "lock file",
+    "accelerator": "accelerator",
+    "device": "device",
+    "python": "Python",
+    "torch": "torch",
+    "pytorch_lightning": "pytorch_lightning",
+}
+
+
+def circumstances_that_differ(run: Run, tags: Mapping[str, str]) -> list[str]:
+    """Names of the CIRCUMSTANCES of `run` that are not those in `tags`."""
+    return [name for tag, name in CIRCUMSTANCES.items() if run.data.tags.get(tag) != tags[tag]]
+
+
+def run_tags(name: str, config: Config, dataset: Dataset, accelerator: str) -> dict[str, str]:
+    """Tags of every run, parents too: what was run, on which data, with which code and device. No host names."""
+    lock = REPOSITORY / "requirements.lock"
+    return {
+        "experiment": name,
+        "config_hash": config.hash(dataset.digest),
+        "data_digest": dataset.digest[:32],
+        "split_digest": split_digest(dataset.labels["train"], config.data),
+        "code_digest": _code_digest(),
+        "lock_digest": file_digest(lock)[:16] if lock.exists() else "none",
+        "git_dirty": str(bool(_git("status", "--porcelain"))).lower(),
+        "mlflow.source.git.commit": _git("rev-parse", "HEAD") or "none",
+        "mlflow.source.name": f"cifar_lab experiment {name}",
+        "accelerator": accelerator,
+        "device": torch.cuda.get_device_name() if accelerator == "cuda" else _processor(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "pytorch_lightning": pytorch_lightning.__version__,
+        "mlflow": mlflow.__version__,
+    }
+
+
+def _code_digest() -> str:
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256("".join(f"{file.name} {file_digest(file)}" for file in files).encode()).hexdigest()[:16]
+
+
+def _git(*command: str) -> str:
+    try:
+        return subprocess.run(["git", "-C", REPOSITORY, *command], capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""  # no git here
+
+
+def _processor() -> str:
+    try:
+        names = [
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()

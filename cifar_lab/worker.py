@@ -1,0 +1,107 @@
+"""One run in a process of its own: claimed, trained or continued, tracked, stopped where that is safe."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from threading import Thread
+
+from filelock import Timeout
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+from pytorch_lightning import Callback
+
+from cifar_lab import runs, store, tracking
+from cifar_lab.config import Config
+from cifar_lab.datasets import Dataset, open_dataset
+from cifar_lab.provenance import run_tags
+from cifar_lab.train import Epoch, train
+
+CLAIM_SECONDS = 1.0
+SIGTERM_CODE = 128 + signal.SIGTERM
+
+
+def start_worker(settings: Mapping[str, str]) -> None:
+    """Leave Ctrl-C to the driver, stop on SIGTERM, never outlive the driver; take MLflow's settings from it."""
+
+    def stop(*_: object) -> None:
+        _Worker.stopping = True
+        if not _Worker.busy:
+            os._exit(SIGTERM_CODE)
+
+    def follow_driver() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    os.environ.update(settings)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, stop)
+    Thread(target=follow_driver, daemon=True).start()
+
+
+def train_one(parent_id: str, name: str, config: Config, seed: int, dataset_folder: Path, accelerator: str) -> bool:
+    """Train and track one run, or what is left of it; the body of a worker process.
+
+    False if another process is training it.
+    """
+    _Worker.busy = True
+    try:
+        client = store.connect()
+        dataset = open_dataset(dataset_folder)
+        tags = {**run_tags(name, config, dataset, accelerator), "seed": str(seed)}
+        with store.claim(tags).acquire(timeout=CLAIM_SECONDS):
+            parent = client.get_run(parent_id)
+            if any(int(run.data.tags["seed"]) == seed for run in runs.finished_runs(client, parent)):
+                return True
+            run = runs.unfinished_runs(client, parent).get(seed)
+            if run is None or not runs.can_continue(run, tags):
+                if run is not None and runs.is_ours(run):
+                    shutil.rmtree(store.checkpoint_of(run.info.run_id).parent, ignore_errors=True)
+                tags |= {"kind": "run", "mlflow.parentRunId": parent_id}
+                run = tracking.create_run(client, parent.info.experiment_id, f"{name}-seed{seed}", tags)
+            train_tracked(client, run, config, dataset, accelerator, callbacks=[_Stop()])
+        return True
+    except Timeout:
+        return False
+    finally:
+        _Worker.busy = False
+        if _Worker.stopping:
+            os._exit(SIGTERM_CODE)  # returning would let the pool hand this process the next run
+
+
+def train_tracked(
+    client: MlflowClient,
+    run: Run,
+    config: Config,
+    dataset: Dataset,
+    accelerator: str,
+    report: Callable[[Sequence[Epoch]], None] = lambda epochs: None,
+    callbacks: Sequence[Callback] = (),
+) -> None:
+    """Train `run`, or what is left of it, and track that; its checkpoint becomes an artifact."""
+
+    def report_both(epochs: Sequence[Epoch]) -> None:
+        uploads.report(epochs)
+        report(epochs)
+
+    checkpoint, seed = store.checkpoint_of(run.info.run_id), int(run.data.tags["seed"])
+    with tracking.continued_run(client, run, config, dataset) as run_id:
+        with tracking.EpochUploads(client, run_id, dataset.classes) as uploads:
+            result = train(config, seed, dataset, checkpoint, accelerator, report_both, callbacks)
+        tracking.log_result(client, run_id, result, dataset.classes, checkpoint)
+    shutil.rmtree(checkpoint.parent, ignore_errors=True)
+
+
+class _Worker:
+    """State of this worker process: a SIGTERM ends it at once while it is idle, else where that is safe."""
+
+    busy = False
+    stopping = False
+
+
+class _Stop(Callback):
+    def on_train_batch_start(self, *_: object) -> None:
+        if _Worker.stopping:
+            raise SystemExit(SIGTERM_CODE)

@@ -1,0 +1,165 @@
+"""Comparisons and the best run, on runs written by hand."""
+
+import pytest
+from conftest import REPOSITORY
+from mlflow.entities import Metric, Param
+
+from cifar_lab import store
+from cifar_lab.best import print_best
+from cifar_lab.compare import compare_experiments
+from cifar_lab.config import UserError, load_config
+from cifar_lab.provenance import CIRCUMSTANCES
+
+
+@pytest.fixture
+def client(workplace):
+    return store.connect(make=True)
+
+
+def add_repeats(client, name, accuracies, config_hash=None, data="digits", split="s" * 12, settings=None, **tags):
+    """Finished runs with these test accuracies by seed; val/acc is half of it, val/loss 1."""
+    experiment_id = store.open_experiment(client, data)
+    tags = {
+        **dict.fromkeys(CIRCUMSTANCES, "same"),
+        "experiment": name,
+        "config_hash": config_hash or f"{name}-hash",
+        "data_digest": f"{data}-digest",
+        "split_digest": split,
+        **tags,
+    }
+    parent = client.create_run(experiment_id, run_name=name, tags={**tags, "kind": "repeats"}).info.run_id
+    settings = {"trainer.epochs": 2, **(settings or {})}
+    client.log_batch(parent, params=[Param(key, str(value)) for key, value in settings.items()])
+    ids = []
+    for seed, accuracy in accuracies:
+        under = {**tags, "kind": "run", "seed": str(seed), "mlflow.parentRunId": parent}
+        run_id = client.create_run(experiment_id, run_name=f"{name}-seed{seed}", tags=under).info.run_id
+        values = {"test/acc": accuracy, "test/loss": 1 - accuracy, "val/acc": accuracy / 2, "val/loss": 1.0}
+        client.log_batch(run_id, metrics=[Metric(key, value, 0, 2) for key, value in values.items()])
+        client.set_terminated(run_id)
+        ids.append(run_id)
+    return parent, ids
+
+
+LOW = list(enumerate([0.40, 0.41, 0.42, 0.41, 0.40, 0.42]))
+HIGH = list(enumerate([0.79, 0.80, 0.81, 0.81, 0.79, 0.80]))
+
+
+def compare(workplace, *names, metric="test/acc"):
+    return compare_experiments(names, metric, workplace / "comparison.png")
+
+
+def rows(capsys):
+    lines = capsys.readouterr().out.splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+
+
+def test_table_and_picture(client, workplace, capsys):
+    add_repeats(client, "linear", LOW)
+    add_repeats(client, "cnn", HIGH)
+    assert compare(workplace, "linear", "cnn") == 0
+    # std of 40, 41, 42, 41, 40, 42: 0.894; t for 5 degrees of freedom 2.5706; half an interval 0.9386
+    linear, cnn, difference = rows(capsys)
+    assert linear == ["`linear`", "6", "41.00", "0.89", "40.06 to 41.94"]
+    assert cnn == ["`cnn`", "6", "80.00", "0.89", "79.06 to 80.94"]
+    # differences 39, 39, 39, 40, 39, 38: mean 39, std 0.632, half an interval 0.664; p = 2 / 2**6
+    assert difference[:4] == ["`linear` - `cnn`", "6 paired", "-39.00", "-39.66 to -38.34"]
+    assert difference[5:] == ["0.0312", "cnn is higher"]
+    assert (workplace / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    again = compare(workplace, "linear", "cnn")
+    assert (again, rows(capsys)[2]) == (0, difference)
+
+
+def test_losses_are_compared_as_they_are(client, workplace, capsys):
+    add_repeats(client, "linear", LOW)
+    add_repeats(client, "cnn", HIGH)
+    assert compare(workplace, "linear", "cnn", metric="test/loss") == 0
+    assert [row[2] for row in rows(capsys)] == ["0.5900", "0.2000", "+0.3900"]
+
+
+def test_repeats_are_named_by_hash_and_by_run_id_too(client, workplace, capsys):
+    parent, _ = add_repeats(client, "linear", LOW, "a" * 12)
+    add_repeats(client, "linear", HIGH, "b" * 12)
+    assert compare(workplace, parent[:9], "b" * 12) == 0
+    linear, other, _ = rows(capsys)
+    assert linear[:2] == [f"`linear {'a' * 12}`", "6"]
+    assert other[0] == f"`linear {'b' * 12}`"
+    with pytest.raises(UserError, match=r"linear names 2 sets of repeats; give the hash of one: a{12} \(digits, n = 6"):
+        compare(workplace, "linear")
+
+
+def test_a_name_means_the_experiment_file_as_it_is_now(client, workplace, capsys):
+    (workplace / "experiments").symlink_to(REPOSITORY / "experiments")
+    settings = load_config("linear").flat()
+    add_repeats(client, "linear", LOW, "a" * 12, settings={**settings, "data.val_size": 143})
+    add_repeats(client, "linear", HIGH, "b" * 12, settings={**settings, "trainer.epochs": 1})
+    assert compare(workplace, "linear") == 0
+    assert rows(capsys)[0][2] == "41.00"
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        ({"data": "cifar10"}, "linear and cnn can't be compared: data digits digits-diges and cifar10 cifar10-dige"),
+        ({"split": "other"}, "linear and cnn can't be compared: split ssssssssssss and other"),
+    ],
+)
+def test_other_images_are_refused(client, workplace, tags, message):
+    add_repeats(client, "linear", LOW)
+    add_repeats(client, "cnn", HIGH, **tags)
+    with pytest.raises(UserError, match=message):
+        compare(workplace, "linear", "cnn")
+    assert not (workplace / "comparison.png").exists()
+
+
+def test_a_seed_that_finished_twice_is_reported_and_counted_once(client, workplace, capsys):
+    add_repeats(client, "linear", [*LOW, (3, 0.99)])
+    assert compare(workplace, "linear") == 0
+    output = capsys.readouterr().out
+    assert "linear: seed 3 finished 2 times; only the first counts" in output
+    assert "| 6 | 41.00 | 0.89 |" in output
+
+
+def test_runs_of_different_code_are_reported(client, workplace, capsys):
+    _, ids = add_repeats(client, "linear", LOW)
+    client.set_tag(ids[0], "code_digest", "other")
+    compare(workplace, "linear")
+    assert "linear: its runs were made with 2 different versions of: code" in capsys.readouterr().out
+
+
+def test_unknown_and_doubled_names_cost_one_line(client, workplace):
+    add_repeats(client, "linear", LOW)
+    for names, message in (
+        (["lineer"], "lineer: no finished runs of that name, config hash or run id"),
+        (["li'near"], "no finished runs of that name"),
+        (["linear", "linear-hash"], "two of linear, linear-hash are the same repeats"),
+    ):
+        with pytest.raises(UserError, match=message):
+            compare(workplace, *names)
+
+
+def test_best_run_is_named_with_the_reason_and_without_the_test_set(client, capsys):
+    add_repeats(client, "linear", LOW)
+    _, ids = add_repeats(client, "cnn", [(0, 0.80), (1, 0.78)])
+    for run_id in ids:  # the test accuracies tell the opposite
+        client.log_metric(run_id, "test/acc", 0.1, step=2, timestamp=1)
+    assert print_best() == 0
+    output = capsys.readouterr().out
+    assert f"digits, split ssssssssssss: cnn-seed0 ({ids[0]})\n" in output
+    assert f"val/acc 40.00% is the highest of 8 finished runs; next is cnn-seed1 ({ids[1]}) with 39.00%" in output
+    assert "test/acc 10.00%, not used to choose" in output
+
+
+def test_ties_go_to_the_lower_loss_then_to_the_earlier_start(client, capsys):
+    _, ids = add_repeats(client, "cnn", [(0, 0.8), (1, 0.8)])
+    print_best()
+    assert f"as is that of cnn-seed1 ({ids[1]}); this one started earlier" in capsys.readouterr().out
+    client.log_metric(ids[1], "val/loss", 0.5, step=2, timestamp=1)
+    print_best()
+    output = capsys.readouterr().out
+    assert f"as is that of cnn-seed0 ({ids[0]}); this one has the lower val/loss, 0.5000 against 1.0000" in output
+
+
+def test_without_finished_runs_there_is_no_best(client):
+    with pytest.raises(UserError, match="no run has finished; make experiment trains some"):
+        print_best()

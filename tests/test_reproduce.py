@@ -1,0 +1,137 @@
+"""Reproductions of tracked runs through the command line: identical, or what differs and what differs around it."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, Driver, write_images
+from mlflow.tracking import MlflowClient
+
+from cifar_lab.reproduce import compare_runs
+
+pytestmark = pytest.mark.slow
+
+
+def cifar_lab(folder, *arguments, **environment):
+    driver = Driver(folder, *arguments, **environment)
+    code = driver.wait()
+    assert "Traceback" not in driver.output()
+    return code, driver.output()
+
+
+def run_of(tracked, name):
+    (run,) = tracked.runs(f"attributes.run_name = '{name}'")
+    return run
+
+
+@pytest.mark.parametrize("name", ["linear-seed0", "cnn-seed1"])
+def test_a_run_is_identical_when_trained_again(tracked, name):
+    run = run_of(tracked, name)
+    before = [run.to_dictionary() for run in tracked.runs("tags.kind != 'reproduction'")]
+    code, output = cifar_lab(tracked.folder, "reproduce", run.info.run_id[:12])
+    assert code == 0, output
+    assert output.endswith("identical: every metric of every epoch, and the weights\n")
+    (again,) = tracked.runs(f"tags.reproduces = '{run.info.run_id}'")
+    assert (again.info.status, again.data.tags["kind"]) == ("FINISHED", "reproduction")
+    assert "mlflow.parentRunId" not in again.data.tags
+    assert again.data.tags["weights_digest"] == run.data.tags["weights_digest"]
+    assert [run.to_dictionary() for run in tracked.runs("tags.kind != 'reproduction'")] == before
+    shutil.rmtree(Path(again.info.artifact_uri))
+    tracked.client.delete_run(again.info.run_id)  # the other tests count runs
+
+
+@pytest.fixture
+def copied(tracked, tmp_path):
+    """The tracked folder at another place, relocated, and its run linear-seed0."""
+    folder = shutil.copytree(tracked.folder, tmp_path / "copied")
+    assert cifar_lab(folder, "relocate")[0] == 0
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    (run,) = client.search_runs([tracked.experiment_id], "attributes.run_name = 'linear-seed0'")
+    return folder, client, run
+
+
+def edit_config(run, old, new):
+    file = Path(run.info.artifact_uri) / "config.toml"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def test_a_changed_setting_is_found_and_named(copied):
+    folder, _, run = copied
+    edit_config(run, "learning_rate = 0.01", "learning_rate = 0.02")
+    code, output = cifar_lab(folder, "reproduce", run.info.run_id)
+    assert code == 1
+    assert re.search(r"different: first at epoch 1, train/loss: [\d.]+ tracked, [\d.]+ now; the weights differ", output)
+    assert "what else differs: optim.learning_rate: 0.01 tracked, 0.02 now" in output
+
+
+def test_another_seed_is_found_and_named(copied):
+    folder, client, run = copied
+    client.set_tag(run.info.run_id, "seed", "7")
+    code, output = cifar_lab(folder, "reproduce", run.info.run_id)
+    assert code == 1
+    assert "different: first at epoch 1, train/loss" in output
+    assert "what else differs: seed: 0 tracked, 7 now" in output
+
+
+def test_fewer_epochs_are_found_and_named_and_a_tolerance_does_not_hide_them(copied):
+    folder, _, run = copied
+    edit_config(run, "epochs = 2", "epochs = 1")
+    code, output = cifar_lab(folder, "reproduce", run.info.run_id, "--tolerance", "5")
+    assert code == 1
+    assert re.search(r"different: first at epoch 2, train/loss: [\d.]+ tracked, missing now", output)
+    assert "trainer.epochs: 2 tracked, 1 now" in output
+
+
+def test_a_tolerance_is_for_small_differences(copied):
+    folder, _, run = copied
+    edit_config(run, "learning_rate = 0.01", "learning_rate = 0.010001")
+    code, output = cifar_lab(folder, "reproduce", run.info.run_id, "--tolerance", "0.001")
+    assert code == 0
+    assert re.search(r"within 0.001: the largest difference is \S+; the weights differ\n", output)
+
+
+def test_changed_images_are_found_and_named(unused):
+    images = write_images(unused / "images")
+    linear = str(REPOSITORY / "experiments" / "linear.toml")
+    arguments = ("experiment", linear, "--seeds", "1", "--epochs", "1", "--data-dir", str(images))
+    code, output = cifar_lab(unused, *arguments)
+    assert code == 0, output
+    client = MlflowClient(f"sqlite:///{unused / 'mlflow.db'}")
+    experiment_id = client.get_experiment_by_name("cifar10-png").experiment_id
+    (run,) = client.search_runs([experiment_id], "tags.kind = 'run'")
+    (images / "train" / "cat" / "0000.png").write_bytes((images / "train" / "dog" / "0000.png").read_bytes())
+    code, output = cifar_lab(unused, "reproduce", run.info.run_id, "--data-dir", str(images))
+    assert code == 1
+    assert "different: first at epoch 1" in output
+    assert re.search(r"images: [0-9a-f]{32} tracked, [0-9a-f]{32} now", output)
+    code, output = cifar_lab(unused, "reproduce", run.info.run_id)  # the cache still has the images of then
+    assert code == 0, output
+
+
+def test_what_differs_around_two_runs_is_listed(tracked):
+    first, second = run_of(tracked, "linear-seed0"), run_of(tracked, "cnn-seed0")
+    verdict = compare_runs(tracked.client, first, second, 0.0)
+    assert not verdict.holds
+    around = "; ".join(verdict.around)
+    for setting in ("model.kind: linear tracked, cnn now", "model.width: None tracked, 16 now"):
+        assert setting in around
+    assert "images" not in around
+    assert compare_runs(tracked.client, first, first, 0.0).holds
+
+
+def test_mistakes_cost_one_line(tracked, tmp_path):
+    parent = tracked.runs("tags.kind = 'repeats'")[0]
+    for prefix, message in (
+        ("x", "no run has an id that begins with x"),
+        ("0000000000000000", "no run has an id that begins with 0000000000000000"),
+        (parent.info.run_id, "is not a finished run (linear, FINISHED)"),
+    ):
+        code, output = cifar_lab(tracked.folder, "reproduce", prefix)
+        assert (code, output.count("\n")) == (1, 1)
+        assert message in output
+    for command in (("reproduce", "1"), ("compare", "linear"), ("best",), ("relocate",)):
+        assert cifar_lab(tmp_path, *command) == (1, "cifar_lab: no mlflow.db here; run make experiment first\n")
+    assert not (tmp_path / "mlflow.db").exists()

@@ -1,0 +1,72 @@
+"""Where the runs are, after their folder was moved."""
+
+import shutil
+import sqlite3
+from contextlib import closing
+
+import mlflow
+import pytest
+from mlflow.tracking import MlflowClient
+
+from cifar_lab import store
+from cifar_lab.config import UserError
+
+
+def paths(client, run_id):
+    (model,) = client.search_logged_models([client.get_run(run_id).info.experiment_id])
+    return [
+        client.get_experiment(client.get_run(run_id).info.experiment_id).artifact_location,
+        client.get_run(run_id).info.artifact_uri,
+        model.artifact_location,
+    ]
+
+
+def test_artifacts_follow_a_moved_folder(workplace, tmp_path, monkeypatch):
+    client = store.connect(make=True)
+    run_id = client.create_run(store.open_experiment(client, "it's 100 %")).info.run_id
+    client.log_text(run_id, "kept", "note.txt")
+    client.create_logged_model(client.get_run(run_id).info.experiment_id, "model", run_id)
+    old = str(workplace)
+    moved = tmp_path / "another place"
+    shutil.move(workplace, moved)
+    monkeypatch.chdir(moved)
+
+    message = f"this folder was {old} when its runs were made; make relocate lets them follow"
+    with pytest.raises(UserError) as caught:
+        store.connect()
+    assert str(caught.value) == message
+    assert store.relocate() == f"artifacts of {old}/mlruns are now found in {moved}/mlruns"
+    assert store.relocate() == f"nothing to do: the artifacts are in {moved}/mlruns"
+
+    client = store.connect()
+    for path in paths(client, run_id):
+        assert path.startswith(f"{moved}/mlruns/it's 100 %")
+    assert mlflow.artifacts.load_text(f"{client.get_run(run_id).info.artifact_uri}/note.txt") == "kept"
+    new = client.create_run(store.open_experiment(client, "it's 100 %")).info.run_id
+    client.log_text(new, "new", "note.txt")
+    assert not workplace.exists()
+    assert old not in "\n".join(dump(moved / "mlflow.db"))
+
+
+def dump(database):
+    with closing(sqlite3.connect(database)) as connection:
+        return list(connection.iterdump())
+
+
+def test_only_paths_below_the_old_folder_are_rewritten(workplace, tmp_path, monkeypatch):
+    client = store.connect(make=True)
+    store.open_experiment(client, "digits")
+    elsewhere = client.create_experiment("own", artifact_location=f"{workplace}/mlruns-of-mine/own")
+    copy = tmp_path / "copy"
+    shutil.copytree(workplace, copy)
+    monkeypatch.chdir(copy)
+    store.relocate()
+    assert store.connect().get_experiment(elsewhere).artifact_location == f"{workplace}/mlruns-of-mine/own"
+    monkeypatch.chdir(workplace)
+    assert isinstance(store.connect(), MlflowClient)  # the original is as it was
+
+
+def test_an_absent_server_is_named_within_seconds(workplace, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    with pytest.raises(UserError, match="no answer from the tracking server http://127"):
+        store.connect()
