@@ -66,7 +66,7 @@ def _find_repeats(client: MlflowClient, name: str) -> Run:
         listed = ", ".join(
             f"{parent.data.tags['config_hash']} ({client.get_experiment(parent.info.experiment_id).name}, "
             f"n = {len(runs.finished_runs(client, parent))}, {parent.data.params['trainer.epochs']} epochs)"
-            for parent in found
+            for parent in sorted(found, key=lambda parent: parent.data.tags["config_hash"])
         )
         raise UserError(f"{name} names {len(found)} sets of repeats; give the hash of one: {listed}")
     return found[0]

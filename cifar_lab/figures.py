@@ -84,8 +84,8 @@ def plot_comparison(
         if apart:
             axes.set_xlim((low + high - length) / 2, (low + high + length) / 2)
         axes.grid(axis="x", alpha=0.3)
-    own = "; each axis has its own origin, all the same scale" if apart else ""
-    panels[-1].set_xlabel(f"{metric}, a dot per seed, mean and 95 % interval{own}", fontsize=9)
+    own = "\neach axis has its own origin, all have the same scale" if apart else ""
+    panels[-1].set_xlabel(f"{metric}: a dot per seed, mean and 95 % interval{own}")
     axes = right.subplots()
     for (name, seeds), color in zip(curves.items(), colors, strict=True):
         epochs, mean = np.arange(1, seeds.shape[1] + 1), seeds.mean(axis=0)

@@ -5,6 +5,7 @@ Beside them `checkpoints/`: of runs that are not finished the last checkpoint, a
 
 import logging
 import os
+import re
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -46,7 +47,7 @@ def _open(make: bool = False) -> MlflowClient:
         raise UserError(f"no {DATABASE} here; run make experiment first")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = _uri()
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # not each step of making a database
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # no tracebacks beside what it raises
     mlflow.set_tracking_uri(uri)
     try:
         if is_local():
@@ -115,7 +116,7 @@ def trouble(error: Exception) -> str:
     """One line for what MLflow, or what it stands on, could not do."""
     if "API request to" in str(error):
         return f"no answer from the tracking server {_uri()}"
-    return f"{_uri()}: {str(error).partition(os.linesep)[0]}"
+    return f"{_uri()}: {(re.search(r'[(]sqlite3.*', str(error)) or re.match('.*', str(error))).group()}"
 
 
 @contextmanager

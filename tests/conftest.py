@@ -71,7 +71,13 @@ def start_experiment(folder, *arguments, wait=True):
     command = [sys.executable, "-m", "cifar_lab", *experiment_arguments(*arguments)]
     environment = {k: v for k, v in os.environ.items() if k not in ("CIFAR_LAB_DATA", "MLFLOW_TRACKING_URI")}
     process = subprocess.Popen(
-        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
     )
     return (process, process.communicate()[0]) if wait else process
 

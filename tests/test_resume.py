@@ -141,6 +141,7 @@ WRITERS, CALLS, METRICS = 16, 50, 5
 
 def write(folder):
     os.chdir(folder)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
     client = store.connect(make=True)
     with store.planning():
         experiment_id = store.open_experiment(client, "crowd")
@@ -150,8 +151,7 @@ def write(folder):
     client.set_terminated(run_id)
 
 
-def test_16_processes_make_one_database_and_lose_nothing(tmp_path, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def test_16_processes_make_one_database_and_lose_nothing(tmp_path):
     writers = [WARM.Process(target=write, args=(tmp_path,)) for _ in range(WRITERS)]
     for writer in writers:
         writer.start()

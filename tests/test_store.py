@@ -29,7 +29,7 @@ def test_artifacts_follow_a_moved_folder(workplace, tmp_path, monkeypatch):
     old = str(workplace)
     moved = tmp_path / "another place"
     shutil.move(workplace, moved)
-    monkeypatch.chdir(moved)
+    enter(moved, monkeypatch)
 
     message = f"this folder was {old} when its runs were made; make relocate lets them follow"
     with pytest.raises(UserError) as caught:
@@ -48,6 +48,12 @@ def test_artifacts_follow_a_moved_folder(workplace, tmp_path, monkeypatch):
     assert old not in "\n".join(dump(moved / "mlflow.db"))
 
 
+def enter(folder, monkeypatch):
+    """As a new process there."""
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # which MLflow itself has set
+
+
 def dump(database):
     with closing(sqlite3.connect(database)) as connection:
         return list(connection.iterdump())
@@ -59,10 +65,10 @@ def test_only_paths_below_the_old_folder_are_rewritten(workplace, tmp_path, monk
     elsewhere = client.create_experiment("own", artifact_location=f"{workplace}/mlruns-of-mine/own")
     copy = tmp_path / "copy"
     shutil.copytree(workplace, copy)
-    monkeypatch.chdir(copy)
+    enter(copy, monkeypatch)
     store.relocate()
     assert store.connect().get_experiment(elsewhere).artifact_location == f"{workplace}/mlruns-of-mine/own"
-    monkeypatch.chdir(workplace)
+    enter(workplace, monkeypatch)
     assert isinstance(store.connect(), MlflowClient)  # the original is as it was
 
 
