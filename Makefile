@@ -43,7 +43,7 @@ experiment: $(READY)  ## train EXPERIMENTS with SEEDS, track everything, name th
 	$(LAB) experiment $(EXPERIMENTS) --seeds $(SEEDS) $(if $(EPOCHS),--epochs $(EPOCHS)) --data $(DATA) --accelerator $(ACCELERATOR) --jobs $(JOBS)
 
 reproduce: $(READY)  ## train the run RUN again and say whether it comes out identical
-	$(LAB) reproduce $(or $(RUN),$(error give RUN=<run id>; make best and make ui show ids)) --tolerance $(TOLERANCE)
+	$(LAB) reproduce $(or $(RUN),$(error give RUN=<run id>; make best and make ui show ids)) --tolerance $(TOLERANCE) --accelerator $(ACCELERATOR)
 
 compare: $(READY)  ## differences between EXPERIMENTS in METRIC with intervals and p-values, drawn in FIGURE
 	$(LAB) compare $(EXPERIMENTS) --metric $(METRIC) --figure $(FIGURE)

@@ -1,7 +1,6 @@
 """The command line. What is heavy is imported by the command that needs it, after its arguments are checked."""
 
 import argparse
-import errno
 import multiprocessing
 import os
 import signal
@@ -9,9 +8,6 @@ import sys
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, NoReturn
-
-DISK_TROUBLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR)
-
 
 METRICS = ("test/acc", "test/loss", "val/acc", "val/loss")
 PICTURES = (".png", ".svg", ".pdf")
@@ -30,7 +26,7 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code: 0, 1 for a failure, 2 for a wrong command line, 130 if interrupted."""
     options = _parser().parse_args(arguments)
-    from cifar_lab.config import UserError
+    from cifar_lab.config import UserError, disk_trouble
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -38,20 +34,14 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"cifar_lab: {error}", file=sys.stderr)
         return error.exit_code
-    except OSError as error:
-        if error.errno not in DISK_TROUBLE:
-            raise
-        print(f"cifar_lab: {error.filename or Path.cwd()}: {error.strerror}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        mlflow = sys.modules.get("mlflow.exceptions")  # where it is not imported, it is not its error
-        if mlflow is None or not isinstance(error, mlflow.MlflowException):
+        store = sys.modules.get("cifar_lab.store")  # where it is not loaded, the trouble is not tracking's
+        reason = store.explain(error) if store else disk_trouble(error)
+        if not reason:
             raise
-        from cifar_lab.store import trouble
-
-        print(f"cifar_lab: {trouble(error)}; what is finished is kept, start again", file=sys.stderr)
+        print(f"cifar_lab: {reason}", file=sys.stderr)
         return 1
 
 
@@ -84,7 +74,12 @@ def _parser() -> Parser:
         default="auto",
         help="auto (default): CIFAR-10, or the stand-in digits if it can't be had; cifar10: fail instead",
     )
-    _add_data_dir(add)
+    add.add_argument(
+        "--data-dir",
+        type=Path,
+        default=os.environ.get("CIFAR_LAB_DATA") or None,
+        help="folder or archive with CIFAR-10; default $CIFAR_LAB_DATA, then data/, ../shared/data/, download",
+    )
     add.add_argument(
         "--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="default auto: a GPU if there is one"
     )
@@ -100,8 +95,12 @@ def _parser() -> Parser:
     add.add_argument(
         "--tolerance", type=_tolerance, default=0.0, help="largest difference of a metric on another device; default 0"
     )
-    add.add_argument("--accelerator", choices=("cpu", "gpu"), help="default: as the run was trained")
-    _add_data_dir(add)
+    add.add_argument(
+        "--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="default auto: as the run was trained"
+    )
+    add.add_argument(
+        "--data-dir", type=Path, help="folder or archive with CIFAR-10; default: the cached images of the run"
+    )
 
     add = commands.add_parser("compare", help="mean, interval and p-value of the differences between repeats")
     add.set_defaults(command=compare)
@@ -121,15 +120,6 @@ def _parser() -> Parser:
     add.set_defaults(command=ui)
     add.add_argument("--port", type=_port, default=5000, help="default 5000")
     return parser
-
-
-def _add_data_dir(parser: Parser) -> None:
-    parser.add_argument(
-        "--data-dir",
-        type=Path,
-        default=os.environ.get("CIFAR_LAB_DATA") or None,
-        help="folder or archive with CIFAR-10; default $CIFAR_LAB_DATA, then data/, ../shared/data/, download",
-    )
 
 
 def _positive(text: str) -> int:
@@ -216,8 +206,9 @@ def reproduce(options: argparse.Namespace) -> int:
 def compare(options: argparse.Namespace) -> int:
     """Compare sets of repeats."""
     from cifar_lab.compare import compare_experiments
+    from cifar_lab.config import experiment_name
 
-    return compare_experiments(options.experiments, options.metric, options.figure)
+    return compare_experiments([*map(experiment_name, options.experiments)], options.metric, options.figure)
 
 
 def best(options: argparse.Namespace) -> int:

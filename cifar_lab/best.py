@@ -15,6 +15,8 @@ def print_best() -> int:
     for experiment in client.search_experiments(order_by=["name ASC"]):
         for images, split in runs.splits(client, experiment.experiment_id):
             ranking = runs.ranked_runs(client, experiment.experiment_id, images, split)
+            if not ranking:
+                continue
             first = ranking[0]
             print(f"{experiment.name}, split {split}: {_name(first)}")
             print(f"  {_reason(ranking)}")

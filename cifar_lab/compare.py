@@ -1,7 +1,7 @@
 """Sets of repeats beside one another: which is higher, by how much, and whether there are enough seeds to tell."""
 
-from collections.abc import Sequence
-from itertools import groupby
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +40,12 @@ def compare_experiments(names: Sequence[str], metric: str, figure: Path) -> int:
     if differences:
         header = ("difference", "n", "mean", "95 % interval, t", "95 % interval, bootstrap", "p", "enough seeds?")
         print(f"\n{_table(header, map(_difference_row, differences))}")
-        print(f"\nn: seeds that both have, compared seed by seed, or of both together. {_method(len(differences))}")
-    for sample, parent, children in zip(samples, parents, finished, strict=True):
-        for line in _remarks(client, parent, children):
+        print(f"\nn: seeds that both have, compared seed by seed, or of both together. {_method(differences)}")
+    for sample, parent in zip(samples, parents, strict=True):
+        for line in _duplicates(client, parent):
             print(f"{sample.name}: {line}")
+    for line in _remarks(samples, finished):
+        print(line)
     curves = {
         sample.name: np.stack([runs.history(client, run.info.run_id, "val/acc") for run in children])
         for sample, children in zip(samples, finished, strict=True)
@@ -87,14 +89,20 @@ def _label(parent: Run, parents: Sequence[Run]) -> str:
     return name if alone else f"{name} {parent.data.tags['config_hash']}"
 
 
-def _remarks(client: MlflowClient, parent: Run, finished: Sequence[Run]) -> list[str]:
-    """What a reader has to know of a set of repeats before trusting its figures."""
+def _duplicates(client: MlflowClient, parent: Run) -> list[str]:
     seeds = sorted(int(r.data.tags["seed"]) for r in runs.children(client, parent) if r.info.status == "FINISHED")
-    counts = {seed: len(list(same)) for seed, same in groupby(seeds)}
-    lines = [f"seed {seed} finished {n} times; only the first counts" for seed, n in counts.items() if n > 1]
+    return [f"seed {seed} finished {n} times; only the first counts" for seed, n in Counter(seeds).items() if n > 1]
+
+
+def _remarks(samples: Sequence[Sample], finished: Sequence[Sequence[Run]]) -> list[str]:
+    """What a reader has to know before trusting the figures."""
+    lines = []
+    common = set.intersection(*(set(sample.values) for sample in samples))
+    if len(common) > 1 and (alone := set.union(*(set(sample.values) for sample in samples)) - common):
+        lines.append(f"not all have these seeds: {', '.join(map(str, sorted(alone)))}")
     for tag, name in CIRCUMSTANCES.items():
-        if (kinds := len({run.data.tags.get(tag) for run in finished})) > 1:
-            lines.append(f"its runs were made with {kinds} different versions of: {name}")
+        if (kinds := len({run.data.tags.get(tag) for children in finished for run in children})) > 1:
+            lines.append(f"the runs were not all made with the same {name}, but with {kinds}")
     return lines
 
 
@@ -135,12 +143,14 @@ def _difference_row(difference: Difference) -> list[str]:
     ]
 
 
-def _method(pairs: int) -> str:
-    adjusted = f", times the number of pairs still in question (Holm, {pairs} pairs)" if pairs > 1 else ""
-    return f"p: permutation test{adjusted}. Intervals: Student's t and BCa bootstrap, of one pair at a time."
+def _method(differences: Sequence[Difference]) -> str:
+    pairs = sum(not np.isnan(difference.p) for difference in differences)
+    adjusted = f", adjusted for {pairs} pairs (Holm)" if pairs > 1 else ""
+    caution = "the bootstrap's (BCa) is too narrow for few seeds: quote t"
+    return f"p: permutation test{adjusted}. Intervals are of one pair at a time; {caution}."
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Markdown, aligned to be read as it is."""
     cells = [list(header), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

@@ -1,11 +1,14 @@
 """Statistics over repeats: pure numpy and scipy."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 from scipy import stats
+from scipy.special import comb
 
 from cifar_lab.config import UserError
 
@@ -86,12 +89,14 @@ class Difference:
             return f"{self.first if self.mean > 0 else self.second} is higher"
         if not self.smallest_p < LEVEL:
             return "too few seeds to tell anything"
+        if self.mean == 0:
+            return "no difference to be told"
         needed = f"about {self.needed}" if self.needed else f"more than {MOST_SEEDS}"
         return f"not told apart; {needed} seeds would tell"
 
 
 def compare(samples: Sequence[Sample]) -> list[Difference]:
-    """The difference of each pair of samples, its p-values adjusted for the number of pairs (Holm 1979).
+    """The difference of each pair of samples, p-values adjusted for the number of pairs that have one (Holm 1979).
 
     Raises UserError if they are not of one metric on the same images and split.
     """
@@ -100,36 +105,43 @@ def compare(samples: Sequence[Sample]) -> list[Difference]:
             one, other = getattr(samples[0], what), getattr(sample, what)
             if one != other:
                 raise UserError(f"{samples[0].name} and {sample.name} can't be compared: {what} {one} and {other}")
-    pairs = [(first, second) for i, first in enumerate(samples) for second in samples[i + 1 :]]
-    found = [_difference(first, second) for first, second in pairs]
+    pairs = list(combinations(samples, 2))
+    tested = sum(_arrays(*pair)[1] > 1 for pair in pairs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of values without any spread
+        found = [_difference(*pair, tested) for pair in pairs]
     adjusted = 0.0
-    for rank, index in enumerate(np.argsort([difference.p for difference in found])):  # nan, for n = 1, comes last
-        adjusted = float(np.minimum(1.0, np.maximum(adjusted, (len(found) - rank) * found[index].p)))
-        found[index] = replace(found[index], p=adjusted, smallest_p=min(1.0, len(found) * found[index].smallest_p))
+    for rank, index in enumerate(np.argsort([difference.p for difference in found])[:tested]):  # nan comes last
+        adjusted = max(adjusted, min(1.0, (tested - rank) * found[index].p))
+        found[index] = replace(found[index], p=adjusted)
     return found
 
 
-def _difference(first: Sample, second: Sample) -> Difference:
-    """scipy.stats: Student's or Welch's t interval, BCa bootstrap, permutation test (exact for up to 13 pairs)."""
+def _arrays(first: Sample, second: Sample) -> tuple[tuple[np.ndarray, ...], int]:
+    """The differences over the seeds that both have, or else both samples; and how many values that are of each."""
     common = sorted(first.values.keys() & second.values.keys())
-    paired = len(common) > 1
-    if paired:
-        samples = (np.array([first.values[seed] - second.values[seed] for seed in common]),)
-        n, std, fewest = len(common), float(np.std(samples[0], ddof=1)), 2.0 ** len(common)
-    else:
-        samples = tuple(np.array(list(sample.values.values())) for sample in (first, second))
-        n, std = min(map(len, samples)), float(np.hypot(*(np.std(s, ddof=1) if len(s) > 1 else 0 for s in samples)))
-        fewest = math.comb(sum(map(len, samples)), n)
-    mean = float(_mean_difference(*samples))
-    names = (first.metric, first.name, second.name)
+    if len(common) > 1:
+        return (np.array([first.values[seed] - second.values[seed] for seed in common]),), len(common)
+    arrays = tuple(np.array(list(sample.values.values())) for sample in (first, second))
+    return arrays, min(map(len, arrays))
+
+
+def _difference(first: Sample, second: Sample, tested: int) -> Difference:
+    """scipy.stats: Student's or Welch's t interval, BCa bootstrap, permutation test (exact for up to 13 pairs)."""
+    arrays, n = _arrays(first, second)
+    paired = len(arrays) == 1
+    names, mean = (first.metric, first.name, second.name), float(_mean_difference(*arrays))
     if n < 2:
         return Difference(*names, n, paired, mean, NONE, NONE, math.nan, math.nan, None)
-    test = stats.ttest_1samp(*samples, 0) if paired else stats.ttest_ind(*samples, equal_var=False)
+    test = stats.ttest_1samp(*arrays, 0) if paired else stats.ttest_ind(*arrays, equal_var=False)
     interval = test.confidence_interval()
     kind = "samples" if paired else "independent"
-    p = stats.permutation_test(samples, _mean_difference, permutation_type=kind, rng=_rng()).pvalue
+    p = stats.permutation_test(arrays, _mean_difference, permutation_type=kind, rng=_rng()).pvalue
+    smallest_p = min(1.0, tested * 2 / (2**n if paired else math.comb(sum(map(len, arrays)), n)))
+    std = float(np.hypot(*(np.std(array, ddof=1) for array in (*arrays, np.zeros(2))[:2])))
+    needed = _needed(abs(mean), std, paired, LEVEL / tested)
     ci = (float(interval.low), float(interval.high))
-    return Difference(*names, n, paired, mean, ci, _bootstrap(samples), float(p), 2 / fewest, _needed(mean, std))
+    return Difference(*names, n, paired, mean, ci, _bootstrap(arrays), float(p), smallest_p, needed)
 
 
 def _mean_difference(first: np.ndarray, second: np.ndarray | float = 0.0, axis: int = -1) -> np.ndarray:
@@ -147,9 +159,10 @@ def _rng() -> np.random.Generator:
     return np.random.default_rng(0)  # the same input gives the same figures
 
 
-def _needed(mean: float, std: float) -> int | None:
+def _needed(mean: float, std: float, paired: bool, level: float) -> int | None:
     """Smallest n at which a difference of `mean` with this spread is found with probability POWER (two-sided t)."""
     n = np.arange(2, MOST_SEEDS + 1)
-    detectable = (stats.t.ppf(1 - LEVEL / 2, n - 1) + stats.t.ppf(POWER, n - 1)) * std / np.sqrt(n)
-    enough = n[(detectable <= abs(mean)) & (np.exp2(1.0 - n) < LEVEL)]
+    detectable = (stats.t.ppf(1 - level / 2, n - 1) + stats.t.ppf(POWER, n - 1)) * std / np.sqrt(n)
+    smallest_p = np.exp2(1.0 - n) if paired else 2 / comb(2 * n, n)
+    enough = n[(detectable <= mean) & (smallest_p < level) & (mean > 0)]
     return int(enough[0]) if len(enough) else None

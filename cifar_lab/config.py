@@ -1,5 +1,6 @@
 """What determines a run, except its seed: loaded from an experiment file, validated, hashed."""
 
+import errno
 import hashlib
 import json
 import tomllib
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 EXPERIMENTS = Path("experiments")
+DISK_TROUBLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR)
 
 
 class UserError(Exception):
@@ -21,6 +23,13 @@ class UsageError(UserError):
     """A wrong command line or experiment file."""
 
     exit_code = 2
+
+
+def disk_trouble(error: BaseException) -> str:
+    """One line for what a disk did not allow; "" for another error."""
+    if not isinstance(error, OSError) or error.errno not in DISK_TROUBLE:
+        return ""
+    return f"{error.filename2 or error.filename or Path.cwd()}: {error.strerror}"
 
 
 class Section(BaseModel):

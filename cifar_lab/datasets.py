@@ -58,7 +58,7 @@ def _verified(folder: Path) -> Dataset:
 def find_cached(digest: str) -> Dataset | None:
     """The data set in `data/cache/` whose digest begins with `digest`. Raises DataError if it is damaged."""
     for meta in sorted((DATA / "cache").glob("*/meta.json")):
-        with contextlib.suppress(ValueError, KeyError, OSError):
+        with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
             if json.loads(meta.read_text())["digest"].startswith(digest):
                 return _verified(meta.parent)
     return None

@@ -1,10 +1,12 @@
 """The main job, from checked arguments to the last line on the terminal: plan, train, summarise, name the best run."""
 
+import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 from rich.panel import Panel
@@ -46,8 +48,11 @@ def run_experiments(
                 f"  not the same as before: {differences}. Finished runs are kept, unfinished ones start anew"
             )
     failed, interrupted = repeat.train_missing(client, plan, dataset, accelerator, jobs, console)
-    console.print(_results(client, plan, interrupted))
-    if not interrupted:
+    if interrupted:
+        with contextlib.suppress(MlflowException), store.impatient():
+            console.print(_results(client, plan, interrupted))
+    else:
+        console.print(_results(client, plan, interrupted))
         for line in [*_crown(client, experiment_id, plan[0], dataset), *ui.view_addresses(client, experiment_id)]:
             console.print(line, soft_wrap=True)
     if stand_in_because:
@@ -89,7 +94,8 @@ def _crown(client: MlflowClient, experiment_id: str, item: repeat.Repeats, datas
     if not ranking:
         return ["no run has finished, so there is no best run"]
     best = ranking[0]
-    crowned = champion.crown(client, best, dataset)
+    with store.planning():
+        crowned = champion.crown(client, best, dataset)
     val, test = (f"{stage} acc {best.data.metrics[f'{stage}/acc']:.2%}" for stage in ("val", "test"))
     address = f"{ui.server()}/#/experiments/{experiment_id}/runs/{best.info.run_id}?workflowType=machine_learning"
     environment = Path(sys.prefix)

@@ -4,6 +4,8 @@ import contextlib
 import multiprocessing
 import os
 import shutil
+import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
@@ -18,7 +20,7 @@ from mlflow.tracking import MlflowClient
 from rich.console import Console
 
 from cifar_lab import runs, store, tracking
-from cifar_lab.config import Config, UsageError, UserError
+from cifar_lab.config import Config, UsageError
 from cifar_lab.datasets import Dataset
 from cifar_lab.progress import Progress
 from cifar_lab.provenance import CIRCUMSTANCES, circumstances_that_differ, run_tags
@@ -40,7 +42,7 @@ class Repeats:
     parent: Run
     seeds: tuple[int, ...]
     finished: tuple[Run, ...]
-    unfinished: Mapping[int, Run]  # by seed
+    unfinished: tuple[Run, ...]
     tags: Mapping[str, str]  # that a run started now would carry
 
     @property
@@ -51,13 +53,14 @@ class Repeats:
 
     @property
     def continuing(self) -> list[int]:
-        """The missing seeds whose unfinished run goes on."""
-        return [s for s in self.missing if s in self.unfinished and runs.can_continue(self.unfinished[s], self.tags)]
+        """The missing seeds of which an unfinished run goes on."""
+        able = {int(run.data.tags["seed"]) for run in self.unfinished if runs.can_continue(run, self.tags)}
+        return [seed for seed in self.missing if seed in able]
 
     @property
     def differences(self) -> list[str]:
         """What is not now as it was for runs that finished or can't go on, though their config is the same."""
-        anew = [self.unfinished[s] for s in self.missing if s in self.unfinished and s not in self.continuing]
+        anew = [run for run in self.unfinished if int(run.data.tags["seed"]) in {*self.missing} - {*self.continuing}]
         found = {name for run in [*self.finished, *anew] for name in circumstances_that_differ(run, self.tags)}
         return [name for name in CIRCUMSTANCES.values() if name in found]
 
@@ -85,26 +88,21 @@ def plan(
         finished, unfinished = runs.finished_runs(client, parent), runs.unfinished_runs(client, parent)
         for run in finished:
             shutil.rmtree(store.checkpoint_of(run.info.run_id).parent, ignore_errors=True)
-        repeats.append(Repeats(name, config, parent, tuple(seeds), tuple(finished), unfinished, tags[name]))
+        repeats.append(Repeats(name, config, parent, tuple(seeds), tuple(finished), tuple(unfinished), tags[name]))
     return repeats
 
 
 def end_dead_runs(client: MlflowClient, experiment_id: str) -> None:
-    """Mark as KILLED the runs whose process died without a word; on a server only those that this folder knows."""
-    running = runs.running_runs(client, experiment_id)
-    alive = set()
-    for run in running:
-        if "seed" not in run.data.tags:
-            continue
-        try:
-            with store.claim(run.data.tags).acquire(timeout=0):
-                if runs.is_ours(run) and client.get_run(run.info.run_id).info.status == "RUNNING":
-                    tracking.end_run(client, run.info.run_id, "KILLED")
-        except Timeout:
-            alive.add(run.data.tags.get("mlflow.parentRunId"))
-    for run in running:
-        if run.data.tags.get("kind") == "repeats" and run.info.run_id not in alive:
-            tracking.end_run(client, run.info.run_id, "KILLED")
+    """Mark as KILLED the runs whose process died without a word; on a server only those that this folder knows.
+
+    A parent that stayed RUNNING gets its end from the next command that asks for its repeats.
+    """
+    for run in runs.running_runs(client, experiment_id):
+        with contextlib.suppress(Timeout), store.claim(run.data.tags).acquire(timeout=0):
+            if runs.is_ours(run) and client.get_run(run.info.run_id).info.status == "RUNNING":
+                tracking.end_run(client, run.info.run_id, "KILLED")
+                if run.data.tags["kind"] == "reproduction":  # it is not continued
+                    shutil.rmtree(store.checkpoint_of(run.info.run_id).parent, ignore_errors=True)
 
 
 def choose_jobs(jobs: int | None, repeats: Sequence[Repeats], accelerator: str) -> int:
@@ -127,9 +125,6 @@ def train_missing(
     left = [(r, seed) for r in repeats for seed in r.missing]
     if not left:
         return failed, False
-    for r in repeats:
-        if r.missing:
-            tracking.reopen_parent(client, r.parent.info.run_id)
     parents = {r.parent: r.config.trainer.epochs for r in repeats if r.missing}
     total, deaths = len(left), 0
     with Progress(client, console, parents, jobs) as progress:
@@ -139,13 +134,17 @@ def train_missing(
                 progress.update(Counter(r.parent.info.run_name for r, _ in left), total)
 
         try:
+            for r in repeats:
+                if r.missing:
+                    tracking.reopen_parent(client, r.parent.info.run_id)
             while left and deaths < DEATHS:
                 before = len(left)
                 try:
                     _train_in_workers(left, failed, dataset, accelerator, jobs, console, show)
                 except BrokenProcessPool:
                     console.print("a worker process died; its runs go on in new ones", soft_wrap=True)
-                    end_dead_runs(client, repeats[0].parent.info.experiment_id)
+                    with contextlib.suppress(MlflowException):  # it is done again at the next start
+                        end_dead_runs(client, repeats[0].parent.info.experiment_id)
                     deaths = deaths + 1 if len(left) == before else 1
         except KeyboardInterrupt:
             return failed, True
@@ -172,20 +171,27 @@ def _train_in_workers(
     with ProcessPoolExecutor(jobs, context, start_worker, (settings,)) as pool:
 
         def submit(r: Repeats, seed: int) -> Future:
-            return pool.submit(train_one, r.parent.info.run_id, r.name, r.config, seed, dataset.folder, accelerator)
+            return pool.submit(train_one, r.parent, r.config, {**r.tags, "seed": str(seed)}, dataset.folder)
 
         try:
+            handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the driver to answer
             pending = {submit(*job): job for job in left}
+            signal.signal(signal.SIGINT, handler)
+            waiting = set()
             while pending:
                 for future in wait(pending, POLL_SECONDS, FIRST_COMPLETED).done:
                     r, seed = job = pending.pop(future)
                     error = future.exception()
                     if isinstance(error, BrokenProcessPool):
                         raise error
+                    name = f"{r.name}-seed{seed}"
                     if error:
-                        failed[f"{r.name}-seed{seed}"] = _reason(error)
-                        console.print(f"{r.name}-seed{seed} failed: {_reason(error)}", soft_wrap=True)
+                        failed[name] = str(error)
+                        console.print(f"{name} failed: {error}", soft_wrap=True)
                     elif not future.result():
+                        if name not in waiting:
+                            console.print(f"{name} is being trained by another process", soft_wrap=True)
+                        waiting.add(name)
                         pending[submit(*job)] = job  # last in the queue
                         continue
                     left.remove(job)
@@ -208,7 +214,11 @@ def summarise_repeats(client: MlflowClient, repeats: Repeats, interrupted: bool)
             stage: {metric: np.stack([curve[stage][metric] for curve in each]) for metric in ("loss", "acc")}
             for stage in each[0]
         }
-        tracking.log_repeats(client, parent.info.run_id, values, curves, max(run.info.end_time for run in finished))
+        ended = max(run.info.end_time for run in finished)
+        for point in client.get_metric_history(parent.info.run_id, "n"):
+            if point.value != len(finished):  # of runs deleted since: the new points have to be the later ones
+                ended = max(ended, point.timestamp + 1)
+        tracking.log_repeats(client, parent.info.run_id, values, curves, ended)
     complete = {int(run.data.tags["seed"]) for run in finished}.issuperset(repeats.seeds)
     tracking.end_run(client, parent.info.run_id, "FINISHED" if complete else "KILLED" if interrupted else "FAILED")
     return finished
@@ -219,16 +229,7 @@ def _stop(pool: Executor) -> None:
     workers = multiprocessing.active_children()
     for worker in workers:
         worker.terminate()
+    deadline = time.monotonic() + STOP_SECONDS
     for worker in workers:
-        worker.join(STOP_SECONDS)
+        worker.join(max(0, deadline - time.monotonic()))
         worker.kill()
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, MlflowException):
-        return f"it can't be logged ({store.trouble(error)}); start again to log and train what is missing"
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}; start again to continue it"
-    return f"{type(error).__name__}: {error} (traceback in the run's artifact error.txt)"

@@ -15,6 +15,7 @@ from cifar_lab import runs, store, tracking
 from cifar_lab.config import Config, UserError, load_config
 from cifar_lab.datasets import Dataset, find_cached, load_dataset
 from cifar_lab.provenance import CIRCUMSTANCES, run_tags
+from cifar_lab.repeat import end_dead_runs
 from cifar_lab.train import Epoch, resolve_accelerator
 from cifar_lab.worker import train_tracked
 
@@ -57,14 +58,15 @@ class Verdict:
         return f"different: {self.first or 'no metric'}; {weights}\nwhat else differs: {around}"
 
 
-def reproduce(prefix: str, tolerance: float, accelerator: str | None, data_dir: Path | None) -> int:
+def reproduce(prefix: str, tolerance: float, accelerator: str, data_dir: Path | None) -> int:
     """Train the run again whose id begins with `prefix`, track that, print the verdict; 0 if it holds, else 1."""
     client = store.connect()
     original = runs.find_run(client, prefix)
     if original.data.tags.get("kind") not in ("run", "reproduction") or original.info.status != "FINISHED":
         raise UserError(f"run {prefix} is not a finished run ({original.info.run_name}, {original.info.status})")
     config, dataset = _config(client, original), _dataset(client, original, data_dir)
-    accelerator = _accelerator(original.data.tags["accelerator"]) if accelerator is None else accelerator
+    if accelerator == "auto":
+        accelerator = _accelerator(original.data.tags["accelerator"])
     accelerator = resolve_accelerator(accelerator)
     print(f"{original.info.run_name} ({original.info.run_id}) again on {accelerator}, {dataset.title}", flush=True)
     again = _train(client, original, config, dataset, accelerator)
@@ -94,13 +96,17 @@ def _dataset(client: MlflowClient, run: Run, data_dir: Path | None) -> Dataset:
 
 
 def _train(client: MlflowClient, original: Run, config: Config, dataset: Dataset, accelerator: str) -> Run:
+    end_dead_runs(client, original.info.experiment_id)
     name = f"{original.info.run_name}-again"
     tags = run_tags(original.data.tags["experiment"], config, dataset, accelerator)
     tags |= {"kind": "reproduction", "seed": original.data.tags["seed"], "reproduces": original.info.run_id}
     tags["mlflow.source.name"] = f"cifar_lab reproduce {original.info.run_id}"
-    tracked = _points(client, original, EPOCH_METRICS)
+    tracked, shown = _points(client, original, EPOCH_METRICS), []
 
     def report(epochs: Sequence[Epoch]) -> None:
+        if len(epochs) == len(shown):
+            return
+        shown.append(len(epochs))
         now = {(e.number, metric): e.metrics[metric] for e in epochs[-1:] for metric in EPOCH_METRICS}
         largest = max(abs(value - tracked.get(key, np.nan)) for key, value in now.items())
         print(f"epoch {len(epochs)} of {config.trainer.epochs}: largest difference {largest:.3g}", flush=True)

@@ -46,7 +46,9 @@ def find_parents(client: MlflowClient, name: str) -> list[Run]:
         return []
     found = _anywhere(client, f"tags.kind = 'repeats' and tags.experiment = '{name}'")
     found += _anywhere(client, f"tags.kind = 'repeats' and tags.config_hash = '{name}'")
-    return found or _anywhere(client, f"tags.kind = 'repeats' and attributes.run_id LIKE '{name}%'")
+    if not found and re.fullmatch("[0-9a-f]+", name):
+        found = _anywhere(client, f"tags.kind = 'repeats' and attributes.run_id LIKE '{name}%'")
+    return found
 
 
 def find_parent(client: MlflowClient, experiment_id: str, config_hash: str) -> Run | None:
@@ -70,14 +72,15 @@ def finished_runs(client: MlflowClient, parent: Run) -> list[Run]:
     return [by_seed[seed] for seed in sorted(by_seed)]
 
 
-def unfinished_runs(client: MlflowClient, parent: Run) -> dict[int, Run]:
-    """By seed the runs under `parent` that are not finished; of several of one seed the last."""
-    return {int(run.data.tags["seed"]): run for run in children(client, parent) if run.info.status != "FINISHED"}
+def unfinished_runs(client: MlflowClient, parent: Run) -> list[Run]:
+    """The runs under `parent` that are not finished, by their start."""
+    return [run for run in children(client, parent) if run.info.status != "FINISHED"]
 
 
 def can_continue(run: Run, tags: Mapping[str, str]) -> bool:
     """Whether an unfinished run, continued by a process with these tags, ends with the bits of one in one go."""
-    return is_ours(run) and not circumstances_that_differ(run, tags)
+    complete = store.checkpoint_of(run.info.run_id).exists() or "val/acc" not in run.data.metrics
+    return is_ours(run) and complete and not circumstances_that_differ(run, tags)
 
 
 def is_ours(run: Run) -> bool:
@@ -86,8 +89,9 @@ def is_ours(run: Run) -> bool:
 
 
 def running_runs(client: MlflowClient, experiment_id: str) -> list[Run]:
-    """The runs, parents and reproductions that are marked as running."""
-    return list(_search(client, experiment_id, "attributes.status = 'RUNNING'", ["attributes.start_time ASC"]))
+    """The runs and reproductions that are marked as running."""
+    running = _search(client, experiment_id, "attributes.status = 'RUNNING'")
+    return [run for run in running if run.data.tags.get("kind") in ("run", "reproduction")]
 
 
 def ranked_runs(client: MlflowClient, experiment_id: str, data_digest: str, split_digest: str) -> list[Run]:

@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -59,16 +59,22 @@ def staged(target: Path) -> Iterator[Path]:
     path = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _remove(path)  # of a killed process that had this number
         yield path
         if path.is_file():
             _flush(path)
         if not (path.is_dir() and target.is_dir()):
             os.replace(path, target)
-            _flush(target.parent)
+            with suppress(OSError):  # not every file system can
+                _flush(target.parent)
     except OSError as error:
         raise DataError(f"cannot write {target}: {error.strerror or f'{error}; is the disk full?'}") from None
     finally:
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

@@ -1,6 +1,6 @@
 """Where the runs are kept: `mlflow.db` and `mlruns/` in the current directory, or the server of MLFLOW_TRACKING_URI.
 
-Beside them `checkpoints/`: of runs that are not finished the last checkpoint, and the locks of those who train.
+Beside the database, or here, `checkpoints/`: the last checkpoint of each unfinished run, and locks of those who train.
 """
 
 import logging
@@ -13,9 +13,11 @@ from pathlib import Path
 
 import mlflow
 from filelock import FileLock
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from requests import RequestException
 
-from cifar_lab.config import UserError
+from cifar_lab.config import UserError, disk_trouble
 from cifar_lab.sources import staged
 
 DATABASE = Path("mlflow.db")
@@ -28,7 +30,7 @@ ARTIFACT_COLUMNS = (
     ("logged_models", "artifact_location"),
     ("model_versions", "storage_location"),
 )
-RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"  # MLflow's own setting; its default bridges four minutes
+IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}  # default: 7 and 120 s
 
 
 def connect(make: bool = False) -> MlflowClient:
@@ -38,21 +40,21 @@ def connect(make: bool = False) -> MlflowClient:
     """
     client = _open(make)
     if old := _moved_from(client):
-        raise UserError(f"this folder was {old.parent} when its runs were made; make relocate lets them follow")
+        raise UserError(f"this folder was {old[0].parent} when its runs were made; make relocate lets them follow")
     return client
 
 
 def _open(make: bool = False) -> MlflowClient:
-    if is_local() and not make and not _database().exists():
+    database = _database()
+    if is_local() and not make and not database.exists():
         raise UserError(f"no {DATABASE} here; run make experiment first")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    uri = _uri()
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # no tracebacks beside what it raises
+    uri = _uri()
     mlflow.set_tracking_uri(uri)
     try:
         if is_local():
-            database = _database()
-            with FileLock(f"{database}.lock"):  # MLflow's own making of a database fails if two do it at once
+            with planning():  # MLflow's own making of a database fails if two do it at once
                 if not database.exists():
                     with staged(database) as path:
                         MlflowClient(f"{SQLITE}{path}").search_experiments()
@@ -62,7 +64,7 @@ def _open(make: bool = False) -> MlflowClient:
     except UserError:
         raise
     except Exception as error:  # of MLflow, of its database driver or of its HTTP client
-        raise UserError(f"cannot open the runs: {trouble(error)}") from None
+        raise UserError(f"cannot open the runs: {explain(error) or _first_line(error)}") from None
     return client
 
 
@@ -71,88 +73,111 @@ def is_local() -> bool:
     return _uri().startswith(SQLITE)
 
 
+def address() -> str:
+    """Where the runs are, without user and password."""
+    return _without_user(_uri())
+
+
 def _uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{DATABASE.resolve()}"
+
+
+def _without_user(text: str) -> str:
+    return re.sub("//[^/@ ]*@", "//", text)
 
 
 def _database() -> Path:
     return Path(_uri().removeprefix(SQLITE)).resolve()
 
 
-def _artifacts() -> Path:
-    return _database().parent / ARTIFACTS
+def _home() -> Path:
+    """The folder of the database, for all who use it the same; where runs are on a server, the current one."""
+    return _database().parent if is_local() else Path.cwd()
 
 
-def _moved_from(client: MlflowClient) -> Path | None:
-    """The `mlruns` that the database names, if that is not the one beside it: its folder was moved or copied."""
-    if is_local():
-        for experiment in client.search_experiments():
-            location = Path(experiment.artifact_location)
-            if location.parts[-2:] == (ARTIFACTS.name, experiment.name) and location.parent != _artifacts():
-                return location.parent
-    return None
+def _moved_from(client: MlflowClient) -> list[Path]:
+    """The `mlruns` folders that the database names and that are not beside it: its folder was moved or copied."""
+    if not is_local():
+        return []
+    locations = [Path(found.artifact_location) for found in client.search_experiments() if found.experiment_id != "0"]
+    roots = {path.parent for path in locations if path.is_absolute() and path.parent.name == ARTIFACTS.name}
+    return sorted(roots - {_home() / ARTIFACTS})
 
 
 def relocate() -> str:
     """After the folder was moved or copied, make the artifact paths in its database follow; says what was done."""
     client = _open()
     if not is_local():
-        return f"nothing to do: the runs are on the server {client.tracking_uri}"
-    new = str(_artifacts())
-    done = f"nothing to do: the artifacts are in {new}"
-    while old := _moved_from(client):
+        return f"nothing to do: the runs are on the server {address()}"
+    new, moved = str(_home() / ARTIFACTS), [str(old) for old in _moved_from(client)]
+    try:
         with closing(sqlite3.connect(_database(), timeout=20)) as connection, connection:
-            for table, column in ARTIFACT_COLUMNS:
-                connection.execute(
-                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
-                    f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
-                    (new, len(str(old)) + 1, str(old), len(str(old)) + 1, f"{old}/"),
-                )
-        done = f"artifacts of {old} are now found in {new}"
-    return done
+            for old in moved:
+                for table, column in ARTIFACT_COLUMNS:
+                    connection.execute(
+                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                        f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                        (new, len(old) + 1, old, len(old) + 1, f"{old}/"),
+                    )
+    except sqlite3.Error as error:
+        raise UserError(f"{DATABASE}: {error}; nothing was changed") from None
+    return (
+        f"artifacts of {', '.join(moved)} are now found in {new}" if moved else f"nothing to do: artifacts are in {new}"
+    )
 
 
-def trouble(error: Exception) -> str:
-    """One line for what MLflow, or what it stands on, could not do."""
-    if "API request to" in str(error):
-        return f"no answer from the tracking server {_uri()}"
-    return f"{_uri()}: {(re.search(r'[(]sqlite3.*', str(error)) or re.match('.*', str(error))).group()}"
+def explain(error: BaseException) -> str:
+    """One line for what the user's disk or tracking server, not this program, did wrong; "" for another error."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, MlflowException | RequestException):
+        if re.search("failed with (exception|timeout)|Max retries", str(error)):
+            return f"no answer from the tracking server {address()}"
+        return f"{address()}: {_first_line(error)}"
+    return disk_trouble(error)
+
+
+def _first_line(error: BaseException) -> str:
+    text = re.search("[(]sqlite3.*", str(error)) or re.search(".+", str(error))
+    return _without_user(text.group()) if text else type(error).__name__
 
 
 @contextmanager
 def impatient() -> Iterator[None]:
     """Within it, a server that does not answer is given up after seconds."""
-    before = os.environ.get(RETRIES)
-    os.environ[RETRIES] = "2"
+    before = {name: os.environ.get(name) for name in IMPATIENT}
+    os.environ.update(IMPATIENT)
     try:
         yield
     finally:
-        os.environ.pop(RETRIES)
-        if before is not None:
-            os.environ[RETRIES] = before
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
 
 
 def claim(tags: Mapping[str, str]) -> FileLock:
     """To be held by the process that trains the run with these tags; free as soon as that process ends, however."""
-    CHECKPOINTS.mkdir(exist_ok=True)
-    return FileLock(CHECKPOINTS / f"{tags['config_hash']}-seed{tags['seed']}.lock")
+    folder = _home() / CHECKPOINTS
+    folder.mkdir(exist_ok=True)
+    return FileLock(folder / f"{tags['config_hash']}-seed{tags['seed']}.lock")
 
 
 def checkpoint_of(run_id: str) -> Path:
     """Where an unfinished run has its last checkpoint."""
-    return CHECKPOINTS / run_id / "last.ckpt"
+    return _home() / CHECKPOINTS / run_id / "last.ckpt"
 
 
 def planning() -> FileLock:
-    """To be held while experiments and parent runs are looked up and, where missing, made."""
-    return FileLock(f"{DATABASE}.lock")
+    """To be held while the database, experiments, parent runs or the champion are looked up and, if need be, made."""
+    return FileLock(_home() / f"{DATABASE}.lock")
 
 
 def open_experiment(client: MlflowClient, name: str) -> str:
     """Id of the MLflow experiment that holds all runs on one data set. Raises UserError if it was deleted."""
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        location = str(_artifacts() / name) if is_local() else None
+        location = str(_home() / ARTIFACTS / name) if is_local() else None
         return client.create_experiment(name, artifact_location=location)
     if experiment.lifecycle_stage == "deleted":
         restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"

@@ -1,6 +1,7 @@
 """What is written of parent and child runs: parameters, metrics, tags, artifacts, and how they end."""
 
 import json
+import os
 import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,12 +18,13 @@ from mlflow.tracking import MlflowClient
 from sklearn.metrics import precision_recall_fscore_support
 
 from cifar_lab.comparison import Summary, summarise
-from cifar_lab.config import Config, UserError
+from cifar_lab.config import Config
 from cifar_lab.datasets import Dataset
 from cifar_lab.figures import plot_confusion, plot_learning_curves, to_pixels
-from cifar_lab.store import checkpoint_of, impatient
+from cifar_lab.store import checkpoint_of, explain, impatient
 from cifar_lab.train import Epoch, Result
 
+ERROR = "error.txt"  # artifact with the traceback of a failed run
 BATCH = 1000  # points that MLflow takes in one call
 
 
@@ -64,10 +66,11 @@ def continued_run(client: MlflowClient, run: Run, config: Config, dataset: Datas
             stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
             client.set_terminated(run_id, "KILLED" if stopped else "FAILED")
             if not stopped:
-                client.set_tag(run_id, "error", str(error) or type(error).__name__)
-            if not (stopped or isinstance(error, UserError)):
-                client.log_text(run_id, traceback.format_exc(), "error.txt")
+                client.set_tag(run_id, "error", explain(error) or f"{type(error).__name__}: {error}")
+            if not (stopped or explain(error)):
+                client.log_text(run_id, traceback.format_exc(), ERROR)
         raise
+    os.sync()  # after a power cut, what is marked as finished has its artifacts
     client.set_terminated(run_id, "FINISHED")
 
 
@@ -101,13 +104,17 @@ class EpochUploads:
 
     def __enter__(self) -> "EpochUploads":
         self.logged = {point.step for point in self.client.get_metric_history(self.run_id, "val/acc")}
-        files = [file.path for file in self.client.list_artifacts(self.run_id, "images")]
-        self.drawn = {_step(path) for path in files if path.endswith(".webp")}  # written after the same as .png
-        for path in files:
-            if _step(path) not in self.drawn:
-                get_artifact_repository(self.client.get_run(self.run_id).info.artifact_uri).delete_artifacts(path)
+        self._find_drawn()
         self.thread = ThreadPoolExecutor(1)
         return self
+
+    def _find_drawn(self) -> None:
+        files = [file.path for file in self.client.list_artifacts(self.run_id, "images")]
+        self.drawn = {_step(path) for path in files if path.endswith(".webp")}  # written after the same as .png
+        with suppress(MlflowException, OSError, NotImplementedError):  # not every artifact store deletes
+            for path in files:
+                if _step(path) not in self.drawn:
+                    get_artifact_repository(self.client.get_run(self.run_id).info.artifact_uri).delete_artifacts(path)
 
     def report(self, epochs: Sequence[Epoch]) -> None:
         """Log in the background what of `epochs` is not logged yet."""
@@ -127,7 +134,11 @@ class EpochUploads:
                 self.logged.add(epoch.number)
             if epoch.number not in self.drawn:
                 figure = plot_confusion(epoch.confusion.numpy(), self.classes, f"validation, epoch {epoch.number}")
-                self.client.log_image(self.run_id, to_pixels(figure), key="val_confusion", step=epoch.number)
+                try:
+                    self.client.log_image(self.run_id, to_pixels(figure), key="val_confusion", step=epoch.number)
+                except (MlflowException, OSError):
+                    self._find_drawn()  # one of its two files may be there
+                    raise
                 self.drawn.add(epoch.number)
 
 

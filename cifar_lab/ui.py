@@ -11,7 +11,7 @@ import zlib
 from mlflow.tracking import MlflowClient
 
 from cifar_lab.config import UserError
-from cifar_lab.store import connect
+from cifar_lab.store import address, connect, is_local
 
 PORT = 5000
 VIEWS = ("leaderboard", "averages")
@@ -62,8 +62,7 @@ def view_addresses(client: MlflowClient, experiment_id: str, port: int = PORT) -
 
 def server(port: int = PORT) -> str:
     """Address of the UI: the tracking server's, or the local one's."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    return uri.rstrip("/") if uri.startswith("http") else f"http://127.0.0.1:{port}"
+    return f"http://127.0.0.1:{port}" if is_local() else address().rstrip("/")
 
 
 def start_ui(port: int) -> None:

@@ -14,9 +14,8 @@ from mlflow.tracking import MlflowClient
 from pytorch_lightning import Callback
 
 from cifar_lab import runs, store, tracking
-from cifar_lab.config import Config
+from cifar_lab.config import Config, UserError
 from cifar_lab.datasets import Dataset, open_dataset
-from cifar_lab.provenance import run_tags
 from cifar_lab.train import Epoch, train
 
 CLAIM_SECONDS = 1.0
@@ -41,34 +40,42 @@ def start_worker(settings: Mapping[str, str]) -> None:
     Thread(target=follow_driver, daemon=True).start()
 
 
-def train_one(parent_id: str, name: str, config: Config, seed: int, dataset_folder: Path, accelerator: str) -> bool:
-    """Train and track one run, or what is left of it; the body of a worker process.
+def train_one(parent: Run, config: Config, tags: Mapping[str, str], dataset_folder: Path) -> bool:
+    """Train and track the run with these tags under `parent`, or what is left of it; the body of a worker process.
 
-    False if another process is training it.
+    False if another process is training it. Raises UserError, which says in one line what went wrong.
     """
     _Worker.busy = True
     try:
-        client = store.connect()
-        dataset = open_dataset(dataset_folder)
-        tags = {**run_tags(name, config, dataset, accelerator), "seed": str(seed)}
         with store.claim(tags).acquire(timeout=CLAIM_SECONDS):
-            parent = client.get_run(parent_id)
-            if any(int(run.data.tags["seed"]) == seed for run in runs.finished_runs(client, parent)):
-                return True
-            run = runs.unfinished_runs(client, parent).get(seed)
-            if run is None or not runs.can_continue(run, tags):
-                if run is not None and runs.is_ours(run):
-                    shutil.rmtree(store.checkpoint_of(run.info.run_id).parent, ignore_errors=True)
-                tags |= {"kind": "run", "mlflow.parentRunId": parent_id}
-                run = tracking.create_run(client, parent.info.experiment_id, f"{name}-seed{seed}", tags)
-            train_tracked(client, run, config, dataset, accelerator, callbacks=[_Stop()])
+            client = store.connect()
+            before = [run for run in runs.children(client, parent) if run.data.tags["seed"] == tags["seed"]]
+            if all(run.info.status != "FINISHED" for run in before):
+                run = _run_to_train(client, parent, before, tags)
+                dataset = open_dataset(dataset_folder)
+                train_tracked(client, run, config, dataset, tags["accelerator"], callbacks=[_Stop()])
         return True
     except Timeout:
         return False
+    except Exception as error:
+        unknown = f"{type(error).__name__}: {error} (traceback in the run's artifact {tracking.ERROR})"
+        raise UserError(f"{store.explain(error) or unknown}; start again to continue") from None
     finally:
         _Worker.busy = False
         if _Worker.stopping:
             os._exit(SIGTERM_CODE)  # returning would let the pool hand this process the next run
+
+
+def _run_to_train(client: MlflowClient, parent: Run, before: Sequence[Run], tags: Mapping[str, str]) -> Run:
+    """The unfinished run of this seed that can go on, or a new one; checkpoints of the others are of no use then."""
+    ours = [run for run in before if runs.is_ours(run)]
+    for run in reversed(ours):
+        if runs.can_continue(run, tags):
+            return run
+    for run in ours:
+        shutil.rmtree(store.checkpoint_of(run.info.run_id).parent, ignore_errors=True)
+    tags = {**tags, "kind": "run", "mlflow.parentRunId": parent.info.run_id}
+    return tracking.create_run(client, parent.info.experiment_id, f"{parent.info.run_name}-seed{tags['seed']}", tags)
 
 
 def train_tracked(

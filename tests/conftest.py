@@ -85,14 +85,18 @@ def start_experiment(folder, *arguments, wait=True):
 WARM = multiprocessing.get_context("forkserver")
 
 
+def pytest_sessionstart():
+    """Let the fork server import everything while the tests are collected."""
+    WARM.set_forkserver_preload(
+        ["cifar_lab.experiment", "cifar_lab.reproduce", "mlflow.store.tracking.sqlalchemy_store"]
+    )
+    forkserver.ensure_running()
+
+
 class Driver:
     """`cifar_lab` in a process that has its imports done, with its output in a file."""
 
     def __init__(self, folder, *arguments, **environment):
-        WARM.set_forkserver_preload(
-            ["cifar_lab.experiment", "cifar_lab.reproduce", "mlflow.store.tracking.sqlalchemy_store"]
-        )
-        forkserver.ensure_running()
         self.log = folder / f"output-{uuid.uuid4()}.txt"
         address = forkserver._forkserver._forkserver_address
         self.process = WARM.Process(target=_drive, args=(address, folder, self.log, arguments, environment))

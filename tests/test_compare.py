@@ -124,7 +124,7 @@ def test_runs_of_different_code_are_reported(client, workplace, capsys):
     _, ids = add_repeats(client, "linear", LOW)
     client.set_tag(ids[0], "code_digest", "other")
     compare(workplace, "linear")
-    assert "linear: its runs were made with 2 different versions of: code" in capsys.readouterr().out
+    assert "the runs were not all made with the same code, but with 2" in capsys.readouterr().out
 
 
 def test_unknown_and_doubled_names_cost_one_line(client, workplace):

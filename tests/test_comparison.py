@@ -83,9 +83,10 @@ def test_seeds_needed_are_enough_in_four_of_five_experiments():
 
 
 def test_equal_samples_have_no_difference():
-    (found,) = compare([sample("a", [0.5, 0.25, 0.75]), sample("b", [0.5, 0.25, 0.75])])
-    assert (found.mean, found.p, found.ci) == (0, 1, (0, 0))
-    assert "more than 10000 seeds" in found.verdict or "too few" in found.verdict
+    values = [0.5, 0.25, 0.75, 0.5, 0.25, 0.75]
+    (found,) = compare([sample("a", values), sample("b", values)])
+    assert (found.mean, found.p, found.ci, found.needed) == (0, 1, (0, 0), None)
+    assert found.verdict == "no difference to be told"
 
 
 def test_p_values_are_adjusted_for_the_number_of_pairs():
@@ -93,6 +94,16 @@ def test_p_values_are_adjusted_for_the_number_of_pairs():
     low = [1, 2, 3, 4, 5, 6]
     found = compare([sample("a", [2, 4, 6, 8, 10, 12]), sample("b", low), sample("c", low)])
     assert [difference.p for difference in found] == pytest.approx([6 / 64, 6 / 64, 1])
+    # the smallest p of six seeds, times 3, is too large: seven are needed, which make 3 * 2 / 2**7 = 0.047
+    assert [difference.verdict for difference in found] == ["too few seeds to tell anything"] * 3
+    assert found[0].needed == 7
+
+
+def test_a_pair_that_can_not_be_tested_does_not_count_in_the_adjustment():
+    low = [1, 2, 3, 4, 5, 6]
+    found = compare([sample("a", [2, 4, 6, 8, 10, 12]), sample("b", low), sample("c", [9])])
+    assert found[0].p == 2 / 64
+    assert np.isnan([found[1].p, found[2].p]).all()
 
 
 def test_the_same_input_gives_the_same_figures_twice():

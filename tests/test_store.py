@@ -1,11 +1,15 @@
 """Where the runs are, after their folder was moved."""
 
+import errno
 import shutil
 import sqlite3
 from contextlib import closing
 
 import mlflow
 import pytest
+import requests
+from filelock import Timeout
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from cifar_lab import store
@@ -36,7 +40,7 @@ def test_artifacts_follow_a_moved_folder(workplace, tmp_path, monkeypatch):
         store.connect()
     assert str(caught.value) == message
     assert store.relocate() == f"artifacts of {old}/mlruns are now found in {moved}/mlruns"
-    assert store.relocate() == f"nothing to do: the artifacts are in {moved}/mlruns"
+    assert store.relocate() == f"nothing to do: artifacts are in {moved}/mlruns"
 
     client = store.connect()
     for path in paths(client, run_id):
@@ -76,3 +80,43 @@ def test_an_absent_server_is_named_within_seconds(workplace, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     with pytest.raises(UserError, match="no answer from the tracking server http://127"):
         store.connect()
+
+
+def test_one_database_has_one_set_of_claims_from_wherever_it_is_used(workplace, tmp_path, monkeypatch):
+    store.connect(make=True)  # MLflow keeps its address in the environment from here on
+    tags = {"config_hash": "c", "seed": "0"}
+    here = store.claim(tags)
+    monkeypatch.chdir(tmp_path)
+    assert (store.claim(tags).lock_file, store.planning().lock_file) == (
+        here.lock_file,
+        str(workplace / "mlflow.db.lock"),
+    )
+    with here.acquire(), pytest.raises(Timeout):
+        store.claim(tags).acquire(timeout=0)
+
+
+EXPLAINED = [
+    (OSError(errno.ENOSPC, "No space left on device"), "{here}: No space left on device"),
+    (OSError(errno.ENOSPC, "No space left on device", "from", None, "to"), "to: No space left on device"),
+    (FileNotFoundError(errno.ENOENT, "a mistake of ours", "x"), ""),
+    (ValueError("a mistake of ours"), ""),
+    (requests.HTTPError("500 Server Error"), "http://host: 500 Server Error"),
+    (
+        MlflowException("API request to http://user:secret@host/api failed with exception Max retries exceeded"),
+        "no answer from the tracking server http://host",
+    ),
+    (
+        MlflowException("API request to endpoint http://user:secret@host/api failed with error code 401 != 200"),
+        "http://host: API request to endpoint http://host/api failed with error code 401 != 200",
+    ),
+    (MlflowException("autoflush\n(sqlite3.OperationalError) database is locked\n[SQL: ..."), "http://host: (sqlite3."),
+]
+
+
+@pytest.mark.parametrize(("error", "line"), EXPLAINED)
+def test_what_disk_or_server_did_is_told_in_one_line_without_passwords(workplace, monkeypatch, error, line):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@host")
+    explained = store.explain(error)
+    assert explained.startswith(line.format(here=workplace)) if line else explained == ""
+    assert "\n" not in explained
+    assert "secret" not in explained

@@ -1,16 +1,13 @@
-import json
 import os
 import resource
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, WARM
 from pytorch_lightning import Callback
 
 from cifar_lab.config import UsageError, UserError, load_config
-from cifar_lab.datasets import load_dataset
+from cifar_lab.datasets import load_dataset, open_dataset
 from cifar_lab.models import NonFiniteLoss
 from cifar_lab.sources import DataError
 from cifar_lab.train import resolve_accelerator, resolve_config, train, weights_digest
@@ -70,24 +67,21 @@ def test_same_seed_gives_the_same_bits_and_another_seed_does_not(digits, tmp_pat
     assert figures(runs[0]) == figures(runs[1]) != figures(runs[2])
 
 
-PROGRAM = """
-import sys, json, pathlib
-from cifar_lab.config import load_config
-from cifar_lab.datasets import load_dataset
-from cifar_lab.train import resolve_config, train
-dataset = load_dataset("digits")[0]
-config = resolve_config(load_config(sys.argv[1], ["trainer.epochs=1"]), dataset, "cpu")
-result = train(config, 0, dataset, pathlib.Path(sys.argv[2]), "cpu")
-print(json.dumps([result.weights_digest, result.test]))
-"""
+def train_there(pipe, experiment, folder, digits_folder):
+    dataset = open_dataset(digits_folder)
+    config = resolve_config(load_config(experiment, ["trainer.epochs=1"]), dataset, "cpu")
+    pipe.send(figures(train(config, 0, dataset, folder / "there", "cpu")))
 
 
 def test_seed_0_gives_the_same_bits_in_another_process(digits, tmp_path):
-    experiment = REPOSITORY / "experiments" / "cnn.toml"
-    command = [sys.executable, "-c", PROGRAM, str(experiment), str(tmp_path / "other")]
-    other = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    here = train(config_of("cnn", digits, "trainer.epochs=1"), 0, digits, tmp_path / "here", "cpu")
-    assert json.loads(other.splitlines()[-1]) == [here.weights_digest, here.test]
+    here, there = WARM.Pipe()
+    experiment, folder = str(REPOSITORY / "experiments" / "cnn.toml"), digits.folder.resolve()
+    process = WARM.Process(target=train_there, args=(there, experiment, tmp_path, folder))
+    process.start()
+    assert here.poll(60)
+    result = train(config_of("cnn", digits, "trainer.epochs=1"), 0, digits, tmp_path / "here", "cpu")
+    assert here.recv() == figures(result)
+    process.join()
 
 
 class Stop(Callback):
