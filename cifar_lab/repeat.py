@@ -83,8 +83,7 @@ def plan(
     end_dead_runs(client, experiment_id)
     repeats = []
     for name, config in configs.items():
-        parent = runs.find_parent(client, experiment_id, tags[name]["config_hash"])
-        parent = tracking.open_parent(client, experiment_id, name, config, tags[name], parent)
+        parent = tracking.open_parent(client, experiment_id, name, config, dataset, tags[name])
         finished, unfinished = runs.finished_runs(client, parent), runs.unfinished_runs(client, parent)
         for run in finished:
             shutil.rmtree(store.checkpoint_of(run.info.run_id).parent, ignore_errors=True)

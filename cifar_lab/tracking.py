@@ -17,6 +17,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.tracking import MlflowClient
 from sklearn.metrics import precision_recall_fscore_support
 
+from cifar_lab import runs
 from cifar_lab.comparison import Summary, summarise
 from cifar_lab.config import Config
 from cifar_lab.datasets import Dataset
@@ -29,18 +30,23 @@ BATCH = 1000  # points that MLflow takes in one call
 
 
 def open_parent(
-    client: MlflowClient, experiment_id: str, name: str, config: Config, tags: Mapping[str, str], run: Run | None
+    client: MlflowClient, experiment_id: str, name: str, config: Config, dataset: Dataset, tags: Mapping[str, str]
 ) -> Run:
-    """The run that holds the statistics over seeds: `run`, or a new one."""
-    tags = {**tags, "kind": "repeats"}
-    run_id = run.info.run_id if run else client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
-    _log_config(client, run_id, config.flat(), config)
-    return client.get_run(run_id)
+    """The run that holds the statistics over the seeds of a config; a new one if the config never ran."""
+    run = runs.find_parent(client, experiment_id, tags["config_hash"])
+    if run is None:
+        run = client.create_run(experiment_id, run_name=name, tags={**tags, "kind": "repeats"})
+    _describe(client, run.info.run_id, config.flat(), config, dataset)
+    return client.get_run(run.info.run_id)
 
 
-def _log_config(client: MlflowClient, run_id: str, parameters: Mapping[str, object], config: Config) -> None:
+def _describe(
+    client: MlflowClient, run_id: str, parameters: Mapping[str, object], config: Config, dataset: Dataset
+) -> None:
+    """Log what goes into a run. To be done for the parent first: MLflow fails if two runs name new images at once."""
     client.log_batch(run_id, params=[Param(key, str(value)) for key, value in parameters.items()])
     client.log_text(run_id, config.toml(), "config.toml")
+    client.log_inputs(run_id, _inputs(dataset))
 
 
 def create_run(client: MlflowClient, experiment_id: str, name: str, tags: Mapping[str, str]) -> Run:
@@ -58,8 +64,7 @@ def continued_run(client: MlflowClient, run: Run, config: Config, dataset: Datas
         client.update_run(run_id, "RUNNING")
         if "error" in run.data.tags:
             client.delete_tag(run_id, "error")
-        _log_config(client, run_id, {**config.flat(), "seed": run.data.tags["seed"]}, config)
-        client.log_inputs(run_id, _inputs(dataset))
+        _describe(client, run_id, {**config.flat(), "seed": run.data.tags["seed"]}, config, dataset)
         yield run_id
     except BaseException as error:
         with suppress(MlflowException, OSError), impatient():  # what stopped the run may stop this too

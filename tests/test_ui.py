@@ -71,7 +71,7 @@ def test_leaderboard_shows_the_runs_with_their_accuracies(tracked, ui, page, tmp
 def test_ui_answers_on_127_0_0_1_alone(ui):
     port = int(re.search(r"http://127.0.0.1:(\d+)", ui).group(1))
     socket.create_connection(("127.0.0.1", port), timeout=5).close()
-    with pytest.raises(OSError, match="refused|unreachable|timed out|assign"):
+    with pytest.raises(OSError, match=r"refused|unreachable|timed out|assign"):
         socket.create_connection(("127.0.0.2", port), timeout=5)
 
 
