@@ -99,7 +99,7 @@ def end_dead_runs(client: MlflowClient, experiment_id: str) -> None:
     for run in runs.running_runs(client, experiment_id):
         with contextlib.suppress(Timeout), store.claim(run.data.tags).acquire(timeout=0):
             if runs.is_ours(run) and client.get_run(run.info.run_id).info.status == "RUNNING":
-                tracking.end_run(client, run.info.run_id, "KILLED")
+                tracking.mark(client, run.info.run_id, "KILLED")
                 if run.data.tags["kind"] == "reproduction":  # it is not continued
                     shutil.rmtree(store.checkpoint_of(run.info.run_id).parent, ignore_errors=True)
 
@@ -135,7 +135,7 @@ def train_missing(
         try:
             for r in repeats:
                 if r.missing:
-                    tracking.reopen_parent(client, r.parent.info.run_id)
+                    tracking.mark(client, r.parent.info.run_id, "RUNNING")
             while left and deaths < DEATHS:
                 before = len(left)
                 try:
@@ -219,7 +219,7 @@ def summarise_repeats(client: MlflowClient, repeats: Repeats, interrupted: bool)
                 ended = max(ended, point.timestamp + 1)
         tracking.log_repeats(client, parent.info.run_id, values, curves, ended)
     complete = {int(run.data.tags["seed"]) for run in finished}.issuperset(repeats.seeds)
-    tracking.end_run(client, parent.info.run_id, "FINISHED" if complete else "KILLED" if interrupted else "FAILED")
+    tracking.mark(client, parent.info.run_id, "FINISHED" if complete else "KILLED" if interrupted else "FAILED")
     return finished
 
 

@@ -147,14 +147,9 @@ class EpochUploads:
                 self.drawn.add(epoch.number)
 
 
-def reopen_parent(client: MlflowClient, run_id: str) -> None:
-    """Show the parent run as running again."""
-    client.update_run(run_id, "RUNNING")
-
-
-def end_run(client: MlflowClient, run_id: str, status: str) -> None:
-    """End a run as FINISHED, FAILED or KILLED."""
-    client.set_terminated(run_id, status)
+def mark(client: MlflowClient, run_id: str, status: str) -> None:
+    """Give a run its status: RUNNING, or with the present as its end FINISHED, FAILED or KILLED."""
+    (client.update_run if status == "RUNNING" else client.set_terminated)(run_id, status)
 
 
 def _step(path: str) -> int:

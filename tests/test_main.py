@@ -43,6 +43,11 @@ MISTAKES = [
     (("experiment", LINEAR, LINEAR), "an experiment is named twice: linear, linear"),
     (("ui", "--port", "70000"), "--port: '70000' is not a port: 1 to 65535"),
     (("experiment", LINEAR, "--accelerator", "tpu"), "argument --accelerator: invalid choice: 'tpu'"),
+    (("reproduce",), "the following arguments are required: run"),
+    (("reproduce", "abc", "--tolerance", "-1"), "--tolerance: '-1' is not a number from 0"),
+    (("compare", "linear", "--figure", "x.doc"), "--figure: 'x.doc' does not end in .png, .svg, .pdf"),
+    (("compare", "linear", "--metric", "test/acc,val/acc"), "argument --metric: invalid choice: 'test/acc,val/acc'"),
+    (("best", "--metric", "test/acc"), "unrecognized arguments: --metric test/acc"),
 ]
 
 
@@ -55,7 +60,9 @@ def test_mistakes_cost_one_line_and_exit_code_2(workplace, arguments, message):
     assert not any(workplace.iterdir())
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("experiment", "--help"), MISTAKES[3][0], MISTAKES[10][0]])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("experiment", "--help"), ("compare", "--help"), MISTAKES[3][0], MISTAKES[10][0]]
+)
 def test_help_and_mistakes_do_not_wait_for_heavy_imports(workplace, arguments):
     assert heavy_imports(*arguments) == ""
 
