@@ -49,6 +49,7 @@ def _open(make: bool = False) -> MlflowClient:
     if is_local() and not make and not database.exists():
         raise UserError(f"no {DATABASE} here; run make experiment first")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # no tracebacks beside what it raises
     uri = _uri()
     mlflow.set_tracking_uri(uri)
