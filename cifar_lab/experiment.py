@@ -76,7 +76,8 @@ def _announcement(dataset: Dataset, stand_in_because: str) -> Panel:
 def _results(client: MlflowClient, plan: Sequence[repeat.Repeats], interrupted: bool) -> Table:
     table = Table("experiment", "n", "val acc, mean ± std", "test acc, mean ± std", "time per run")
     for item in plan:
-        finished = repeat.summarise_repeats(client, item, interrupted)
+        with store.planning():  # another command may have trained the same runs, and be here too
+            finished = repeat.summarise_repeats(client, item, interrupted)
         if not finished:
             table.add_row(item.name, "0", "-", "-", "-")
             continue

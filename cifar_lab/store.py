@@ -170,7 +170,7 @@ def checkpoint_of(run_id: str) -> Path:
 
 
 def planning() -> FileLock:
-    """To be held while the database, experiments, parent runs or the champion are looked up and, if need be, made."""
+    """To be held while the database, experiments, parent runs or the champion are looked up and made or changed."""
     return FileLock(_home() / f"{DATABASE}.lock")
 
 
