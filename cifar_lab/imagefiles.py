@@ -58,7 +58,7 @@ def image_archive(path: Path) -> Source:
 def _refuse(path: Path, name: str, special: bool) -> None:
     """Nothing is unpacked here, but an archive with such members was made to do harm, or by mistake."""
     if special or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise DataError(f"{path}: {name} is a link or leads out of the archive; nothing was read")
+        raise DataError(f"{path}: {name} is a link or leads out of the archive, which is refused")
 
 
 def _read_images(path: Path, members: Callable[[], Iterator[Member]]) -> Images:

@@ -57,6 +57,8 @@ def train_one(parent: Run, config: Config, tags: Mapping[str, str], dataset_fold
         return True
     except Timeout:
         return False
+    except UserError:
+        raise
     except Exception as error:
         unknown = f"{type(error).__name__}: {error} (traceback in the run's artifact {tracking.ERROR})"
         raise UserError(f"{store.explain(error) or unknown}; start again to continue") from None
