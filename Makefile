@@ -21,7 +21,7 @@ READY := .venv/ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup experiment reproduce compare best ui relocate test lint audit lock
+.PHONY: help setup experiment reproduce compare best ui relocate test bench lint audit lock
 LAB := $(BIN)python -m cifar_lab
 
 help:  ## list the targets
@@ -59,6 +59,9 @@ relocate: $(READY)  ## after this folder was moved or copied, let mlflow.db find
 
 test: $(READY)  ## run all tests
 	$(BIN)python -m pytest
+
+bench: $(READY)  ## measure speed against plain PyTorch, torchvision and scikit-learn into benchmarks/RESULTS.md
+	$(BIN)python -m benchmarks
 
 lint: $(READY)  ## check style
 	$(BIN)ruff check .

@@ -9,7 +9,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, NoReturn
 
-METRICS = ("test/acc", "test/loss", "val/acc", "val/loss")
+METRICS = ("test/acc", "test/acc_tta", "test/loss", "val/acc", "val/loss")
 PICTURES = (".png", ".svg", ".pdf")
 
 
@@ -177,15 +177,16 @@ def experiment(options: argparse.Namespace) -> int:
         raise UsageError(f"an experiment is named twice: {', '.join(names)}")
     configs = {name: load_config(file, overrides) for name, file in zip(names, options.experiments, strict=True)}
 
-    from cifar_lab.datasets import load_dataset
+    from cifar_lab.datasets import decoded, find_source
 
-    dataset, stand_in_because = load_dataset(options.data, options.data_dir)
-
+    source = find_source(options.data, options.data_dir)
     if options.accelerator != "gpu":
         _import_for_workers()
+    dataset = decoded(source)
+
     from cifar_lab.experiment import run_experiments
 
-    return run_experiments(configs, options.seeds, dataset, stand_in_because, options.accelerator, options.jobs)
+    return run_experiments(configs, options.seeds, dataset, source.stand_in_because, options.accelerator, options.jobs)
 
 
 def _import_for_workers() -> None:

@@ -16,6 +16,8 @@ def print_best() -> int:
         for images, split in runs.splits(client, experiment.experiment_id):
             ranking = runs.ranked_runs(client, experiment.experiment_id, images, split)
             if not ranking:
+                print(f"{experiment.name}, split {split}: no images held out, so there is nothing to choose by")
+                found = True
                 continue
             first = ranking[0]
             print(f"{experiment.name}, split {split}: {_name(first)}")

@@ -14,7 +14,7 @@ from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
 
-from cifar_lab.config import load_config
+from cifar_lab.config import UserError, load_config
 from cifar_lab.datasets import Dataset
 from cifar_lab.models import Probabilities, make_model
 from cifar_lab.train import load_checkpoint
@@ -79,5 +79,8 @@ def load_model(client: MlflowClient, run: Run, dataset: Dataset) -> torch.nn.Mod
         config = load_config(client.download_artifacts(run.info.run_id, "config.toml", folder))
         checkpoint = load_checkpoint(Path(client.download_artifacts(run.info.run_id, "checkpoints/last.ckpt", folder)))
     model = make_model(config, dataset)
-    model.load_state_dict(checkpoint["state_dict"])
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError:
+        raise UserError(f"the model of {run.info.run_name} ({run.info.run_id}) was made by other code") from None
     return model

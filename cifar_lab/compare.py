@@ -23,6 +23,9 @@ def compare_experiments(names: Sequence[str], metric: str, figure: Path) -> int:
     if len({parent.info.run_id for parent in parents}) < len(parents):
         raise UsageError(f"two of {', '.join(names)} are the same repeats")
     finished = [runs.finished_runs(client, parent) for parent in parents]
+    for parent, children in zip(parents, finished, strict=True):
+        if metric not in children[0].data.metrics:
+            raise UsageError(f"--metric {metric}: {parent.info.run_name} has none; its config says why (data, trainer)")
     samples = [
         Sample(
             _label(parent, parents),
@@ -46,13 +49,14 @@ def compare_experiments(names: Sequence[str], metric: str, figure: Path) -> int:
             print(f"{sample.name}: {line}")
     for line in _remarks(samples, finished):
         print(line)
+    curve = "val/acc" if "val/acc" in finished[0][0].data.metrics else "train/acc"  # all have the same split
     curves = {
-        sample.name: np.stack([runs.history(client, run.info.run_id, "val/acc") for run in children])
+        sample.name: np.stack([runs.history(client, run.info.run_id, curve) for run in children])
         for sample, children in zip(samples, finished, strict=True)
     }
     values = {sample.name: np.array(list(sample.values.values())) for sample in samples}
     with staged(figure) as path:
-        plot_comparison(values, summaries, curves, metric).savefig(path, format=figure.suffix[1:], dpi=110)
+        plot_comparison(values, summaries, curves, metric, curve).savefig(path, format=figure.suffix[1:], dpi=110)
     print(f"\ndrawn in {figure}")
     return 0
 
@@ -79,8 +83,8 @@ def _is_as_in_file(name: str, parent: Run) -> bool:
         settings = load_config(name).flat()
     except UsageError:
         return False  # a hash, or no such file any more
-    open_settings = (None, "auto")
-    return all(value in open_settings or parent.data.params.get(key) == str(value) for key, value in settings.items())
+    decided = {key for key in ("data.val_size", "trainer.precision") if settings[key] in (None, "auto")}
+    return all(key in decided or parent.data.params.get(key) == str(value) for key, value in settings.items())
 
 
 def _label(parent: Run, parents: Sequence[Run]) -> str:

@@ -5,9 +5,9 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 EXPERIMENTS = Path("experiments")
 DISK_TROUBLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR)
@@ -38,6 +38,9 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+Size = Annotated[int, Field(ge=1, strict=True)]
+
+
 class LinearConfig(Section):
     """Multinomial logistic regression on the 3,072 pixel values."""
 
@@ -45,41 +48,64 @@ class LinearConfig(Section):
 
 
 class CNNConfig(Section):
-    """Three stages of `depth` convolutions with `width`, 2 `width` and 4 `width` channels."""
+    """Whitened 2x2 patches, then three blocks of `depth` 3x3 convolutions, each with its width in channels."""
 
     kind: Literal["cnn"]
-    width: int = Field(16, ge=1)
+    directions: int = Field(12, ge=1, le=12, description="of the 12 of a patch, by falling variance; two channels each")
+    widths: tuple[Size, Size, Size] = Field((64, 256, 256), strict=False)
     depth: int = Field(2, ge=1)
 
 
 class DataConfig(Section):
     """Split and augmentation."""
 
-    val_size: int | None = Field(None, ge=1, description="images held out; a tenth of the training set if not given")
+    val_size: int | None = Field(None, ge=0, description="images held out; a tenth of the training set if not given")
     split_seed: int = Field(0, ge=0)
-    flip: bool = Field(True, description="mirror half of the training images")
+    flip: bool = Field(True, description="mirror every other time a training image is seen")
     translate: int = Field(2, ge=0, le=16, description="largest shift of a training image, pixels")
+    sides: tuple[Annotated[int, Field(ge=16, le=32, strict=True)], ...] = Field(
+        (32,),
+        strict=False,
+        min_length=1,
+        description="of training images, pixels; each for an equal part of the epochs",
+    )
 
 
 class OptimConfig(Section):
-    """SGD with Nesterov momentum; the rate rises linearly to `learning_rate`, then falls linearly to zero."""
+    """Muon for the filters of convolutions, SGD with Nesterov momentum for the rest.
 
-    learning_rate: float = Field(0.05, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0)
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    warmup: float = Field(0.2, ge=0, lt=1, description="share of the steps in which the rate rises")
+    All rates rise linearly over the `warmup` and fall linearly to zero.
+    """
+
+    learning_rate: float = Field(0.05, gt=0, description="of SGD")
+    momentum: float = Field(0.85, ge=0, lt=1, description="of SGD")
+    weight_decay: float = Field(0.02, ge=0, description="of SGD")
+    filter_learning_rate: float = Field(0.12, gt=0, description="of Muon: share of a filter bank's norm per step")
+    filter_momentum: float = Field(0.6, ge=0, lt=1, description="of Muon")
+    label_smoothing: float = Field(0.2, ge=0, lt=1)
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the rates rise")
 
 
 class TrainerConfig(Section):
     """How long, in what pieces, and with what arithmetic."""
 
     epochs: int = Field(8, ge=1)
-    batch_size: int = Field(128, ge=1)
+    batch_size: int = Field(500, ge=1, description="images per optimiser step")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="images that go through the network at once; the whole batch if not given"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 where the device has it in hardware"
     )
     threads: int = Field(1, ge=1, description="CPU threads of one run; they determine its last bits")
+    tta: bool = Field(False, description="score the test set also with test-time augmentation")
+
+    @model_validator(mode="after")
+    def _whole_parts(self) -> Self:
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            part = f"trainer.micro_batch_size = {self.micro_batch_size}"
+            raise ValueError(f"trainer.batch_size = {self.batch_size} is no multiple of {part}")
+        return self
 
 
 class Config(Section):
@@ -89,6 +115,12 @@ class Config(Section):
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     trainer: TrainerConfig = TrainerConfig()
+
+    @model_validator(mode="after")
+    def _linear_sees_whole_images(self) -> Self:
+        if self.model.kind == "linear" and set(self.data.sides) != {32}:
+            raise ValueError(f"data.sides = {list(self.data.sides)}: the linear model takes 32 pixels only")
+        return self
 
     def hash(self, data_digest: str) -> str:
         """12 hex digits that runs share exactly when they differ in nothing but the seed."""
@@ -159,6 +191,8 @@ def _first_line(error: ValidationError) -> str:
         return 'model.kind is missing; write [model] kind = "linear" or "cnn"'
     if first["type"] == "union_tag_invalid":
         return f"model.kind = {first['input']['kind']!r}: use linear or cnn"
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
     return f"{where} = {first['input']!r}: {first['msg']}" if first["type"] != "missing" else f"{where} is missing"
 
 

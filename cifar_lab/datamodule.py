@@ -5,18 +5,24 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pytorch_lightning import LightningDataModule
 from sklearn.model_selection import train_test_split
 
-from cifar_lab.config import DataConfig, UsageError
+from cifar_lab.config import Config, DataConfig, TrainerConfig, UsageError
 from cifar_lab.datasets import Dataset
+
+EVALUATION_BATCH = 250  # images; of twice as many, activations leave a CPU's cache
+FLIPS = 1 << 33  # beside any epoch number, in the key that a stream derives from
 
 
 def split_train(labels: np.ndarray, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the training and validation images: stratified, the same for every seed and model.
 
-    Raises UsageError if `data.val_size` does not leave every class an image on both sides.
+    Raises UsageError if `data.val_size` is not 0 and does not leave every class an image on both sides.
     """
+    if data.val_size == 0:
+        return np.arange(len(labels)), np.arange(0)
     try:
         train, val = train_test_split(
             np.arange(len(labels)), test_size=data.val_size, stratify=labels, random_state=data.split_seed
@@ -36,6 +42,21 @@ def derive_seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+def batch_sizes(trainer: TrainerConfig, images: int) -> tuple[int, int]:
+    """Of `images` training images, how many an optimiser step takes, and how many of these go at once."""
+    batch_size = min(trainer.batch_size, images)
+    return batch_size, min(trainer.micro_batch_size or batch_size, batch_size)
+
+
+def training_side(config: Config, epoch: int) -> int:
+    """Side of the training images in an epoch, counted from 0: the epochs are divided among `data.sides`.
+
+    Of fewer epochs than sides the first sides are left out, so that training always ends with the last.
+    """
+    sides, epochs = config.data.sides, config.trainer.epochs
+    return sides[-(-(epoch + 1) * len(sides) // epochs) - 1]
+
+
 class Batches:
     """Batches ((b, 32, 32, 3) uint8, (b,) int64) of images in order, the last one as small as it comes."""
 
@@ -52,63 +73,85 @@ class Batches:
 class TrainBatches(Batches):
     """Shuffled and augmented batches, all of one size; order and augmentation depend on (seed, epoch) alone.
 
-    Augmentation: a shift by up to `translate` pixels into a reflected border, and a mirror image of half of them.
+    Augmentation: a shift by up to `translate` pixels into a reflected border; a mirror image every other time that an
+    image is seen, half of them in the first epoch (alternating flip: Keller Jordan, 2024, arXiv 2404.00498); a smaller
+    image in the epochs where `sides` asks for it. An epoch takes as many images as make whole batches of `batch_size`,
+    which come in parts of `micro_batch_size`.
     """
 
     def __init__(
-        self,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        batch_size: int,
-        data: DataConfig,
-        seed: int,
-        epoch: Callable[[], int],
+        self, images: torch.Tensor, labels: torch.Tensor, config: Config, seed: int, epoch: Callable[[], int]
     ) -> None:
-        super().__init__(images, labels, min(batch_size, len(labels)))
-        self.data, self.seed, self.epoch = data, seed, epoch
-        pad, side = data.translate, 2 * data.translate + 1
-        reflect = np.pad(np.arange(32), pad, mode="reflect")
-        padded = images[:, reflect][:, :, reflect]
-        n, row, column, channel = padded.stride()
-        # windows[i, y, x] is image i shifted by (y, x): views, so that shifting is one gather
-        self.windows = padded.as_strided((len(images), side, side, 32, 32, 3), (n, row, column, row, column, channel))
+        batch_size, micro_batch_size = batch_sizes(config.trainer, len(labels))
+        super().__init__(images, labels, micro_batch_size)
+        self.config = config
+        self.count = len(labels) // batch_size * batch_size // self.batch_size * self.batch_size
+        self.seed, self.epoch = seed, epoch
+        generator = torch.Generator(labels.device).manual_seed(derive_seed(seed, FLIPS))
+        self.mirrored = torch.rand(len(labels), generator=generator, device=labels.device) < 0.5
+        padded = reflect_border(reflect_border(images, config.data.translate, 1), config.data.translate, 2)
+        padded = torch.cat([padded, padded.flip(2)])  # of image i of n the mirror image is n + i
+        self.side = padded.shape[1]
+        # any 32 pixels in a row; a shifted image is 32 of them, and copying rows is many times faster than pixels
+        self.rows = padded.view(-1).as_strided((padded.numel() // 3 - 31, 32 * 3), (3, 1))
 
     def __len__(self) -> int:
-        return len(self.labels) // self.batch_size
+        return self.count // self.batch_size
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        device, count = self.labels.device, len(self) * self.batch_size
-        generator = torch.Generator(device).manual_seed(derive_seed(self.seed, self.epoch()))
-        order = torch.randperm(len(self.labels), generator=generator, device=device)[:count]
-        shifts = torch.randint(self.windows.shape[1], (2, count), generator=generator, device=device)
-        mirrored = torch.rand(count, generator=generator, device=device) < 0.5 * self.data.flip
-        for index, y, x, mirror in zip(*(t.split(self.batch_size) for t in (order, *shifts, mirrored)), strict=True):
-            images = self.windows[index, y, x]
-            yield torch.where(mirror[:, None, None, None], images.flip(2), images), self.labels[index]
+        device, epoch, shifts = self.labels.device, self.epoch(), 2 * self.config.data.translate + 1
+        generator = torch.Generator(device).manual_seed(derive_seed(self.seed, epoch))
+        order = torch.randperm(len(self.labels), generator=generator, device=device)[: self.count]
+        y, x = torch.randint(shifts, (2, self.count), generator=generator, device=device)
+        mirrored = (self.mirrored[order] ^ (epoch % 2 == 1)) if self.config.data.flip else torch.zeros_like(order)
+        starts = ((mirrored * len(self.labels) + order) * self.side + y) * self.side + x
+        down = torch.arange(32, device=device) * self.side
+        side = training_side(self.config, epoch)
+        for index, start in zip(order.split(self.batch_size), starts.split(self.batch_size), strict=True):
+            images = self.rows.index_select(0, (start[:, None] + down).view(-1)).view(-1, 32, 32, 3)
+            yield resize(images, side), self.labels[index]
+
+
+def reflect_border(images: torch.Tensor, width: int, axis: int) -> torch.Tensor:
+    """`images` with their pixels mirrored around the first and the last along `axis`, `width` of them."""
+    before = images.narrow(axis, 1, width).flip(axis)
+    after = images.narrow(axis, images.shape[axis] - 1 - width, width).flip(axis)
+    return torch.cat([before, images, after], axis)
+
+
+def resize(images: torch.Tensor, side: int) -> torch.Tensor:
+    """(b, height, width, 3) uint8 to (b, side, side, 3) uint8, bilinear with antialiasing."""
+    if images.shape[1:3] == (side, side):
+        return images
+    pixels = images.permute(0, 3, 1, 2)
+    if images.device.type != "cpu":
+        pixels = pixels.float()  # only the CPU resizes uint8, ten times faster than float
+    resized = F.interpolate(pixels, size=(side, side), mode="bilinear", antialias=True)
+    if resized.is_floating_point():
+        resized = resized.round().to(torch.uint8)
+    return resized.permute(0, 2, 3, 1)
 
 
 class CIFAR10DataModule(LightningDataModule):
     """Train, validation and test batches of a data set, as uint8 on the trainer's device."""
 
-    def __init__(self, dataset: Dataset, data: DataConfig, batch_size: int, seed: int) -> None:
+    def __init__(self, dataset: Dataset, config: Config, seed: int) -> None:
         super().__init__()
-        self.dataset, self.data, self.batch_size, self.seed = dataset, data, batch_size, seed
+        self.dataset, self.config, self.seed = dataset, config, seed
 
     def train_dataloader(self) -> TrainBatches:
-        return TrainBatches(
-            *self._tensors("train", 0), self.batch_size, self.data, self.seed, lambda: self.trainer.current_epoch
-        )
+        return TrainBatches(*self._tensors("train", 0), self.config, self.seed, lambda: self.trainer.current_epoch)
 
     def val_dataloader(self) -> Batches:
-        return Batches(*self._tensors("train", 1), 1000)
+        return Batches(*self._tensors("train", 1), EVALUATION_BATCH)
 
     def test_dataloader(self) -> Batches:
-        return Batches(*self._tensors("test"), 1000)
+        return Batches(*self._tensors("test"), EVALUATION_BATCH)
 
     def _tensors(self, split: str, part: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         images, labels = self.dataset.images[split], self.dataset.labels[split]
         if part is not None:
-            index = split_train(labels, self.data)[part]
+            index = split_train(labels, self.config.data)[part]
             images, labels = images[index], labels[index]
         device = self.trainer.strategy.root_device
         return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device, torch.int64)

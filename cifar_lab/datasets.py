@@ -39,13 +39,18 @@ def load_dataset(data: str = "auto", data_dir: Path | None = None) -> tuple[Data
     Raises DataError for what is wrong with the images, OSError for what is wrong with the disk.
     """
     source = find_source(data, data_dir)
+    return decoded(source), source.stand_in_because
+
+
+def decoded(source: Source) -> Dataset:
+    """The data set of a source, from the cache if it is there. Raises DataError and OSError."""
     folder = DATA / "cache" / source.digest()[:16]
     if not folder.is_dir():
         DATA.mkdir(exist_ok=True)
         with FileLock(DATA / ".lock"):
             if not folder.is_dir():
                 _write(source.decode(), folder)
-    return _verified(folder), source.stand_in_because
+    return _verified(folder)
 
 
 def _verified(folder: Path) -> Dataset:

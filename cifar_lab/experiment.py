@@ -53,7 +53,7 @@ def run_experiments(
             console.print(_results(client, plan, interrupted))
     else:
         console.print(_results(client, plan, interrupted))
-        for line in [*_crown(client, experiment_id, plan[0], dataset), *ui.view_addresses(client, experiment_id)]:
+        for line in [*_crown(client, experiment_id, plan, dataset), *ui.view_addresses(client, experiment_id)]:
             console.print(line, soft_wrap=True)
     if stand_in_because:
         console.print(announcement)
@@ -74,23 +74,32 @@ def _announcement(dataset: Dataset, stand_in_because: str) -> Panel:
 
 
 def _results(client: MlflowClient, plan: Sequence[repeat.Repeats], interrupted: bool) -> Table:
-    table = Table("experiment", "n", "val acc, mean ± std", "test acc, mean ± std", "time per run")
+    shown = ["val/acc", "test/acc"]
+    if any(item.config.trainer.tta for item in plan):
+        shown.append("test/acc_tta")
+    table = Table(
+        "experiment",
+        "n",
+        *(f"{metric.replace('/', ' ').replace('_', ' ')}, mean ± std" for metric in shown),
+        "time per run",
+    )
     for item in plan:
         with store.planning():  # another command may have trained the same runs, and be here too
             finished = repeat.summarise_repeats(client, item, interrupted)
-        if not finished:
-            table.add_row(item.name, "0", "-", "-", "-")
-            continue
         accuracies = [
-            str(summarise([run.data.metrics[metric] for run in finished])) for metric in ("val/acc", "test/acc")
+            str(summarise(values)) if (values := [r.data.metrics[m] for r in finished if m in r.data.metrics]) else "-"
+            for m in shown
         ]
-        seconds = np.mean([runs.history(client, run.info.run_id, "epoch_seconds").sum() for run in finished])
-        table.add_row(item.name, str(len(finished)), *accuracies, clock(seconds))
+        seconds = [runs.history(client, run.info.run_id, "epoch_seconds").sum() for run in finished]
+        table.add_row(item.name, str(len(finished)), *accuracies, clock(np.mean(seconds)) if finished else "-")
     return table
 
 
-def _crown(client: MlflowClient, experiment_id: str, item: repeat.Repeats, dataset: Dataset) -> list[str]:
+def _crown(client: MlflowClient, experiment_id: str, plan: Sequence[repeat.Repeats], dataset: Dataset) -> list[str]:
     """Make the best run the champion; the lines that name it."""
+    item = next((item for item in plan if item.config.data.val_size), None)
+    if item is None:
+        return ["no images are held out (data.val_size = 0), so there is nothing to choose a best run by"]
     ranking = runs.ranked_runs(client, experiment_id, item.tags["data_digest"], item.tags["split_digest"])
     if not ranking:
         return ["no run has finished, so there is no best run"]

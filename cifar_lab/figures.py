@@ -59,12 +59,16 @@ def plot_learning_curves(curves: Mapping[str, Mapping[str, np.ndarray]], title: 
 
 
 def plot_comparison(
-    values: Mapping[str, np.ndarray], summaries: Sequence[Summary], curves: Mapping[str, np.ndarray], metric: str
+    values: Mapping[str, np.ndarray],
+    summaries: Sequence[Summary],
+    curves: Mapping[str, np.ndarray],
+    metric: str,
+    curve: str,
 ) -> Figure:
-    """One dot per seed with mean and 95 % interval, and validation accuracy over epochs with a band of one std.
+    """One dot per seed with mean and 95 % interval, and a curve over epochs with a band of one std.
 
-    values: (seeds,) of `metric` by name; curves: (seeds, epochs). Where the sets lie so far apart that their spreads
-    would not be seen, each has an axis of its own, all of the same length.
+    values: (seeds,) of `metric` by name; curves: (seeds, epochs) of the metric `curve`. Where the sets lie so far apart
+    that their spreads would not be seen, each has an axis of its own, all of the same length.
     """
     figure = Figure(figsize=(11, 1.5 + 1.1 * max(3, len(values))), layout="constrained")
     left, right = figure.subfigures(1, 2)
@@ -93,7 +97,7 @@ def plot_comparison(
         if len(seeds) > 1:
             std = seeds.std(axis=0, ddof=1)
             axes.fill_between(epochs, mean - std, mean + std, color=color, alpha=0.25)
-    axes.set(xlabel="completed epochs", ylabel="val/acc, mean over seeds, band of one std")
+    axes.set(xlabel="completed epochs", ylabel=f"{curve}, mean over seeds, band of one std")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()

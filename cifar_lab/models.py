@@ -1,6 +1,5 @@
 """The networks: layers and forward. Classifier holds what they share: one step, metrics, optimiser."""
 
-import itertools
 import time
 
 import torch
@@ -9,6 +8,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from cifar_lab.config import CNNConfig, Config, OptimConfig, UserError
+from cifar_lab.datamodule import reflect_border, split_train
 from cifar_lab.datasets import Dataset
 from cifar_lab.optim import make_optimizer, make_schedule
 
@@ -22,22 +22,25 @@ class NonFiniteLoss(UserError):
 class Classifier(LightningModule):
     """From (b, 32, 32, 3) uint8 images to (b, classes) logits; normalises by channel `mean` and `std` itself.
 
-    Logs `{train,val,test}/{loss,acc}`, `lr` and `epoch_seconds`, the time of training alone, once per epoch.
+    Once per epoch it logs `{train,val,test}/{loss,acc}`, `lr` (of SGD) and `epoch_seconds`, the time of training alone;
+    with `tta` also `test/acc_tta`, with test-time augmentation.
     Keeps the counts of each stage's last epoch in `confusion[stage]`, (classes, classes), rows true, columns predicted.
     Raises NonFiniteLoss, which names epoch and step, at the end of the epoch in which it happened.
     """
 
     def __init__(self, optim: OptimConfig, mean: tuple[float, ...], std: tuple[float, ...], classes: int) -> None:
         super().__init__()
-        self.optim, self.classes = optim, classes
+        self.optim, self.classes, self.tta = optim, classes, False
         self.register_buffer("mean", 255 * torch.tensor(mean))
-        self.register_buffer("std", 255 * torch.tensor(std))
+        self.register_buffer("scale", 1 / (255 * torch.tensor(std)))
         self.confusion: dict[str, Tensor] = {}
         self.losses: dict[str, list[Tensor]] = {}
 
     def normalise(self, images: Tensor) -> Tensor:
-        """(b, 32, 32, 3) uint8 to float32 with mean 0 and standard deviation 1 per channel."""
-        return (images - self.mean) / self.std
+        """(b, height, width, 3) uint8 to float32 with mean 0 and standard deviation 1 per channel."""
+        rows = images.flatten(2)  # the channels' mean and scale, repeated along a row: three at a time would be slow
+        repeats = images.shape[2]
+        return ((rows - self.mean.repeat(repeats)) * self.scale.repeat(repeats)).view_as(images)
 
     def step(self, batch: Batch, stage: str) -> Tensor:
         """Cross-entropy of one batch; adds to the stage's losses and confusion counts."""
@@ -70,6 +73,8 @@ class Classifier(LightningModule):
         }
         if stage == "train":
             values |= {"lr": self.lr_schedulers().get_last_lr()[0], "epoch_seconds": self.epoch_seconds}
+        if stage == "test" and self.tta:
+            values["test/acc_tta"] = self.right / count
         self.log_dict(values)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
@@ -80,20 +85,35 @@ class Classifier(LightningModule):
 
     def test_step(self, batch: Batch, index: int) -> None:
         self.step(batch, "test")
+        if self.tta:
+            images, labels = batch
+            self.right += (self.augmented_logits(images).argmax(1) == labels).sum()
+
+    def augmented_logits(self, images: Tensor) -> Tensor:
+        """Mean logits of images and mirror images: half as they are, a quarter each shifted up left and down right."""
+        padded = reflect_border(reflect_border(images, 1, 1), 1, 2)
+        views = [(images, 0.25), (padded[:, 2:, 2:], 0.125), (padded[:, :-2, :-2], 0.125)]
+        return sum(weight * (self(view).float() + self(view.flip(2)).float()) for view, weight in views)
 
     def on_train_epoch_start(self) -> None:
         self.started = time.perf_counter()
         self.start_stage("train")
 
-    def on_validation_epoch_start(self) -> None:
+    def end_training(self) -> None:
         self.total_loss("train")  # of a broken training the first broken step is what to report
         self.epoch_seconds = time.perf_counter() - self.started  # of training alone
+
+    def on_validation_epoch_start(self) -> None:
+        self.end_training()
         self.start_stage("val")
 
     def on_test_epoch_start(self) -> None:
+        self.right = torch.zeros((), device=self.device)
         self.start_stage("test")
 
     def on_train_epoch_end(self) -> None:
+        if not self.trainer.enable_validation:
+            self.end_training()
         self.end_stage("train")
 
     def on_validation_epoch_end(self) -> None:
@@ -103,7 +123,8 @@ class Classifier(LightningModule):
         self.end_stage("test")
 
     def configure_optimizers(self) -> dict:
-        optimizer = make_optimizer(self, self.optim)
+        dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else torch.float32
+        optimizer = make_optimizer(self, self.optim, dtype)
         schedule = make_schedule(optimizer, self.optim, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -120,7 +141,12 @@ class LogisticRegression(Classifier):
 
 
 class CNN(Classifier):
-    """Three stages of `depth` 3x3 convolutions with `width`, 2 `width`, 4 `width` channels; each halves the image."""
+    """Whitened 2x2 patches, three blocks of `depth` 3x3 convolutions that each halve the image, the maximum, a head.
+
+    The first layer is fixed (see whitening_filters); a block's filters begin as the identity of their first inputs;
+    batch norm shifts but does not scale. After Keller Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024,
+    arXiv 2404.00498.
+    """
 
     def __init__(
         self,
@@ -128,35 +154,67 @@ class CNN(Classifier):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         classes: int,
-        width: int = 16,
-        depth: int = 2,
+        directions: int,
+        widths: tuple[int, int, int],
+        depth: int,
     ) -> None:
         super().__init__(optim, mean, std, classes)
-        channels = [3, width, 2 * width, 4 * width]
+        self.register_buffer("whitening", torch.zeros(2 * directions, 3, 2, 2))
         layers: list[nn.Module] = []
-        for before, after in itertools.pairwise(channels):
-            layers += [
-                nn.Conv2d(before, after, 3, padding=1, bias=False),
-                nn.MaxPool2d(2),
-                nn.BatchNorm2d(after),
-                nn.GELU(),
-            ]
+        before = 2 * directions
+        for width in widths:
+            layers += [identity_convolution(before, width), nn.MaxPool2d(2), shift_norm(width), nn.SiLU()]
             for _ in range(depth - 1):
-                layers += [nn.Conv2d(after, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.GELU()]
-        self.features = nn.Sequential(*layers, nn.MaxPool2d(4), nn.Flatten())  # 4x4 is what three halvings leave
-        self.head = nn.Linear(channels[-1], classes)
+                layers += [identity_convolution(width, width), shift_norm(width), nn.SiLU()]
+            before = width
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(before, classes, bias=False)
+        nn.init.normal_(self.head.weight)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(self.normalise(images).permute(0, 3, 1, 2)))
+        x = self.normalise(images).permute(0, 3, 1, 2)
+        x = F.silu(F.conv2d(x, self.whitening))
+        return self.head(self.features(x).amax((2, 3))) / 9
+
+
+def identity_convolution(before: int, after: int) -> nn.Conv2d:
+    """A 3x3 convolution whose first `before` outputs are its inputs."""
+    convolution = nn.Conv2d(before, after, 3, padding=1, bias=False)
+    nn.init.dirac_(convolution.weight.data[:before])
+    return convolution
+
+
+def shift_norm(channels: int) -> nn.BatchNorm2d:
+    """Batch norm that only shifts."""
+    norm = nn.BatchNorm2d(channels)
+    norm.weight.requires_grad_(False)
+    return norm
+
+
+def whitening_filters(images: Tensor, directions: int = 12, eps: float = 5e-4) -> Tensor:
+    """Filters whose responses to 2x2 patches of `images`, (n, 3, height, width), are uncorrelated and of equal size.
+
+    (2 directions, 3, 2, 2) float32: the eigenvectors of the patches' second moments by falling eigenvalue, each over
+    the root of its eigenvalue plus `eps`; then their negatives.
+    """
+    patches = images.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)
+    values, vectors = torch.linalg.eigh((patches.T @ patches / len(patches)).double())
+    filters = (vectors / (values + eps).sqrt()).T.flip(0)[:directions].float().reshape(-1, 3, 2, 2)
+    return torch.cat([filters, -filters])
 
 
 def make_model(config: Config, dataset: Dataset) -> Classifier:
-    """The network of `config` for the classes and pixel statistics of `dataset`, from torch's generator."""
+    """The network of `config` for the classes and training images of `dataset`, from torch's generator."""
     common = (config.optim, dataset.mean, dataset.std, len(dataset.classes))
-    if isinstance(config.model, CNNConfig):
-        return CNN(*common, width=config.model.width, depth=config.model.depth)
-    return LogisticRegression(*common)
+    if not isinstance(config.model, CNNConfig):
+        return LogisticRegression(*common)
+    model = CNN(*common, config.model.directions, config.model.widths, config.model.depth)
+    train, _ = split_train(dataset.labels["train"], config.data)
+    some = train[:: max(1, len(train) // 5000)]  # of all classes, also where the images are ordered by class
+    images = torch.from_numpy(dataset.images["train"][some])
+    model.whitening.copy_(whitening_filters(model.normalise(images).permute(0, 3, 1, 2), config.model.directions))
+    return model
 
 
 class Probabilities(nn.Module):

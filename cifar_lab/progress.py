@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
@@ -18,14 +18,16 @@ COLUMNS = ("run", "epoch", "train/acc", "val/acc", "left")
 class Progress:
     """Follows the runs under some parents by reading the store; `jobs` of them train at a time.
 
-    parents: each with the epochs that one of its runs trains.
+    parents: each with what the epochs of one of its runs cost, in any unit.
     """
 
-    def __init__(self, client: MlflowClient, console: Console, parents: Mapping[Run, int], jobs: int) -> None:
+    def __init__(
+        self, client: MlflowClient, console: Console, parents: Mapping[Run, Sequence[float]], jobs: int
+    ) -> None:
         self.client, self.console, self.parents, self.jobs = client, console, parents, jobs
         self.started = time.time()
         self.shown: dict[str, int] = {}  # epochs, by run id
-        self.pace: dict[str, float] = {}  # seconds per epoch, by parent's name
+        self.pace: dict[str, float] = {}  # seconds per unit of cost, by parent's name
         self.live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> "Progress":
@@ -41,22 +43,22 @@ class Progress:
         """Show every running run, and the whole: of `total` runs these are not over yet, by parent's name."""
         table = Table(*COLUMNS, box=None)
         left = 0.0
-        for parent, epochs in self.parents.items():
-            name = parent.info.run_name
-            left += pending[name] * epochs * self.pace.get(name, float("nan")) if pending[name] else 0
+        for parent, costs in self.parents.items():
+            name, epochs = parent.info.run_name, len(costs)
+            left += pending[name] * sum(costs) * self.pace.get(name, float("nan")) if pending[name] else 0
             for run in runs.children(self.client, parent):
                 if run.info.status != "RUNNING":
                     continue
                 seconds = runs.history(self.client, run.info.run_id, "epoch_seconds")
-                histories = [runs.history(self.client, run.info.run_id, metric) for metric in COLUMNS[2:4]]
                 epoch = len(seconds)
                 if epoch == 0:
                     table.add_row(run.info.run_name, f"0/{epochs}", "-", "-", "-")
                     continue
-                self.pace[name] = seconds.mean()
-                left -= epoch * self.pace[name]
-                accuracies = [f"{values[epoch - 1]:.4f}" for values in histories]
-                row = (run.info.run_name, f"{epoch}/{epochs}", *accuracies, clock((epochs - epoch) * self.pace[name]))
+                self.pace[name] = seconds.sum() / sum(costs[:epoch])
+                left -= seconds.sum()
+                histories = [runs.history(self.client, run.info.run_id, metric) for metric in COLUMNS[2:4]]
+                accuracies = [f"{values[epoch - 1]:.4f}" if len(values) else "-" for values in histories]
+                row = (run.info.run_name, f"{epoch}/{epochs}", *accuracies, clock(sum(costs[epoch:]) * self.pace[name]))
                 table.add_row(*row)
                 if not self.live and epoch > self.shown.get(run.info.run_id, 0):
                     self.shown[run.info.run_id] = epoch

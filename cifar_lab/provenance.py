@@ -48,7 +48,7 @@ def run_tags(name: str, config: Config, dataset: Dataset, accelerator: str) -> d
         "mlflow.source.git.commit": _git("rev-parse", "HEAD") or "none",
         "mlflow.source.name": f"cifar_lab experiment {name}",
         "accelerator": accelerator,
-        "device": torch.cuda.get_device_name() if accelerator == "cuda" else _processor(),
+        "device": torch.cuda.get_device_name() if accelerator == "cuda" else processor(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "pytorch_lightning": pytorch_lightning.__version__,
@@ -68,7 +68,8 @@ def _git(*command: str) -> str:
         return ""  # no git here
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the CPU."""
     try:
         names = [
             line.partition(":")[2].strip()

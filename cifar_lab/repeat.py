@@ -21,6 +21,7 @@ from rich.console import Console
 
 from cifar_lab import runs, store, tracking
 from cifar_lab.config import Config, UsageError
+from cifar_lab.datamodule import training_side
 from cifar_lab.datasets import Dataset
 from cifar_lab.progress import Progress
 from cifar_lab.provenance import CIRCUMSTANCES, circumstances_that_differ, run_tags
@@ -30,7 +31,7 @@ POLL_SECONDS = 1.0
 DEATHS = 3  # of workers in a row, without a run that ends: there is no use in going on
 DIED = "its worker process died again and again (out of memory?); start again to continue it, with fewer --jobs"
 STOP_SECONDS = 15.0
-METRICS = ("val/acc", "val/loss", "test/acc", "test/loss")
+METRICS = ("val/acc", "val/loss", "test/acc", "test/acc_tta", "test/loss")
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,11 @@ def train_missing(
     left = [(r, seed) for r in repeats for seed in r.missing]
     if not left:
         return failed, False
-    parents = {r.parent: r.config.trainer.epochs for r in repeats if r.missing}
+    parents = {
+        r.parent: [training_side(r.config, epoch) ** 2 for epoch in range(r.config.trainer.epochs)]
+        for r in repeats
+        if r.missing
+    }
     total, deaths = len(left), 0
     with Progress(client, console, parents, jobs) as progress:
 
@@ -207,7 +212,8 @@ def summarise_repeats(client: MlflowClient, repeats: Repeats, interrupted: bool)
     if parent.info.status == "FINISHED" and not repeats.missing and parent.data.metrics.get("n") == len(finished):
         return finished
     if finished and not interrupted:
-        values = {m: {int(run.data.tags["seed"]): run.data.metrics[m] for run in finished} for m in METRICS}
+        logged = [metric for metric in METRICS if metric in finished[0].data.metrics]
+        values = {m: {int(run.data.tags["seed"]): run.data.metrics[m] for run in finished} for m in logged}
         each = [runs.curves(client, run.info.run_id) for run in finished]
         curves = {
             stage: {metric: np.stack([curve[stage][metric] for curve in each]) for metric in ("loss", "acc")}

@@ -20,7 +20,7 @@ from cifar_lab.train import Epoch, resolve_accelerator
 from cifar_lab.worker import train_tracked
 
 EPOCH_METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "lr")  # epoch_seconds is nobody's to reproduce
-TEST_METRICS = ("test/loss", "test/acc")
+TEST_METRICS = ("test/loss", "test/acc", "test/acc_tta")
 AROUND = {
     "mlflow.source.git.commit": "git commit",
     "git_dirty": "uncommitted code",
@@ -107,7 +107,8 @@ def _train(client: MlflowClient, original: Run, config: Config, dataset: Dataset
         if len(epochs) == len(shown):
             return
         shown.append(len(epochs))
-        now = {(e.number, metric): e.metrics[metric] for e in epochs[-1:] for metric in EPOCH_METRICS}
+        last = epochs[-1]
+        now = {(last.number, m): last.metrics[m] for m in EPOCH_METRICS if m in last.metrics}
         largest = max(abs(value - tracked.get(key, np.nan)) for key, value in now.items())
         print(f"epoch {len(epochs)} of {config.trainer.epochs}: largest difference {largest:.3g}", flush=True)
 

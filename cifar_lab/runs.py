@@ -79,7 +79,7 @@ def unfinished_runs(client: MlflowClient, parent: Run) -> list[Run]:
 
 def can_continue(run: Run, tags: Mapping[str, str]) -> bool:
     """Whether an unfinished run, continued by a process with these tags, ends with the bits of one in one go."""
-    complete = store.checkpoint_of(run.info.run_id).exists() or "val/acc" not in run.data.metrics
+    complete = store.checkpoint_of(run.info.run_id).exists() or "train/acc" not in run.data.metrics
     return is_ours(run) and complete and not circumstances_that_differ(run, tags)
 
 
@@ -118,8 +118,9 @@ def history(client: MlflowClient, run_id: str, metric: str) -> np.ndarray:
 
 
 def curves(client: MlflowClient, run_id: str) -> dict[str, dict[str, np.ndarray]]:
-    """`curves["train"]["loss"]` and so on, each (epochs,)."""
-    return {
+    """`curves["train"]["loss"]` and so on, each (epochs,); without "val" if no images were held out."""
+    found = {
         stage: {metric: history(client, run_id, f"{stage}/{metric}") for metric in ("loss", "acc")}
         for stage in ("train", "val")
     }
+    return {stage: metrics for stage, metrics in found.items() if len(metrics["acc"])}

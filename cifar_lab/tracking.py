@@ -108,7 +108,7 @@ class EpochUploads:
         self.epochs: Sequence[Epoch] = ()
 
     def __enter__(self) -> "EpochUploads":
-        self.logged = {point.step for point in self.client.get_metric_history(self.run_id, "val/acc")}
+        self.logged = {point.step for point in self.client.get_metric_history(self.run_id, "train/acc")}
         self._find_drawn()
         self.thread = ThreadPoolExecutor(1)
         return self
@@ -137,7 +137,7 @@ class EpochUploads:
                 metrics = [Metric(name, value, epoch.ended, epoch.number) for name, value in epoch.metrics.items()]
                 self.client.log_batch(self.run_id, metrics=metrics)
                 self.logged.add(epoch.number)
-            if epoch.number not in self.drawn:
+            if epoch.confusion is not None and epoch.number not in self.drawn:
                 figure = plot_confusion(epoch.confusion.numpy(), self.classes, f"validation, epoch {epoch.number}")
                 try:
                     self.client.log_image(self.run_id, to_pixels(figure), key="val_confusion", step=epoch.number)
@@ -163,18 +163,17 @@ def log_result(client: MlflowClient, run_id: str, result: Result, classes: Seque
     # the last epoch's time: logged again after an interruption, they are the same points
     metrics = [Metric(metric, value, last.ended, last.number) for metric, value in result.test.items()]
     client.log_batch(run_id, metrics=metrics)
-    for stage, confusion in (("val", last.confusion), ("test", result.model.confusion["test"])):
-        counts = confusion.cpu().numpy()
+    confusions = {"val": last.confusion, "test": result.model.confusion["test"]}
+    for stage in ["val", "test"] if last.confusion is not None else ["test"]:
+        counts = confusions[stage].cpu().numpy()
         table = [["true \\ predicted", *classes], *([label, *row] for label, row in zip(classes, counts, strict=True))]
         client.log_text(run_id, _csv(table), f"confusion/{stage}.csv")
         client.log_figure(run_id, plot_confusion(counts, classes, f"{name}, {stage}"), f"confusion/{stage}.png")
         client.log_text(run_id, _csv(_class_scores(counts, classes)), f"per_class/{stage}.csv")
     curves = {
-        stage: {
-            metric: np.array([epoch.metrics[f"{stage}/{metric}"] for epoch in result.epochs])
-            for metric in ("loss", "acc")
-        }
+        stage: {m: np.array([epoch.metrics[f"{stage}/{m}"] for epoch in result.epochs]) for m in ("loss", "acc")}
         for stage in ("train", "val")
+        if f"{stage}/acc" in last.metrics
     }
     client.log_figure(run_id, plot_learning_curves(curves, name), "learning_curves.png")
     client.log_artifact(run_id, str(checkpoint), "checkpoints")
@@ -207,7 +206,7 @@ def log_repeats(
 ) -> None:
     """Statistics over seeds on the parent run; of the same runs always the same points, however often it is called.
 
-    metrics: of each name ("val/acc") its value by seed; curves: of each stage its "loss" and "acc", (seeds, epochs);
+    metrics: of each name ("test/acc") its value by seed; curves: of each stage its "loss" and "acc", (seeds, epochs);
     ended: when the last of the runs ended, ms since 1970.
     """
     summaries = {name: summarise(list(values.values())) for name, values in metrics.items()}
@@ -217,8 +216,8 @@ def log_repeats(
         for metric, values in curves[stage].items()
         for epoch, mean in enumerate(values.mean(axis=0), 1)
     ]
-    epochs = curves["val"]["acc"].shape[1]
-    values = {"n": float(len(metrics["val/acc"]))}
+    epochs = curves["train"]["acc"].shape[1]
+    values = {"n": float(len(metrics["test/acc"]))}
     for name, summary in summaries.items():
         fields = {"mean": summary.mean, "std": summary.std, "ci_low": summary.ci_low, "ci_high": summary.ci_high}
         if name.startswith("val"):

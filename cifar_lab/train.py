@@ -1,8 +1,10 @@
 """One run: seed, fit, test once; continued from its checkpoint if it has one. Knows no MLflow."""
 
+import ctypes
 import hashlib
 import io
 import logging
+import platform
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,22 +20,24 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from cifar_lab.config import Config, UsageError, UserError
-from cifar_lab.datamodule import CIFAR10DataModule, derive_seed
+from cifar_lab.datamodule import CIFAR10DataModule, batch_sizes, derive_seed
 from cifar_lab.datasets import Dataset
 from cifar_lab.models import Classifier, make_model
 from cifar_lab.sources import staged
 
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 INITIALISATION = 1 << 32  # beside any epoch number, in the key that a stream derives from
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """A completed epoch: its number, from 1; its end in ms since 1970; validation counts (classes, classes) int64."""
+    """A completed epoch: its number, from 1; its end in ms since 1970; validation counts (classes, classes) int64, if
+    images are held out."""
 
     number: int
     ended: int
     metrics: dict[str, float]
-    confusion: Tensor
+    confusion: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -62,31 +66,52 @@ def train(
     bit, in one go or in pieces. `config` must be resolved (see resolve_config). Raises NonFiniteLoss, DataError (the
     checkpoint can't be written), UserError (it can't be read).
     """
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # not its tips and device lists
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")  # Lightning's own use of torch
     torch.set_num_threads(config.trainer.threads)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it costs time, and changes no result of ours
+    keep_freed_memory()
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, INITIALISATION))
         model = make_model(config, dataset)
+    model.tta = config.trainer.tta
     record = _Record(checkpoint, report)
-    trainer = Trainer(
-        accelerator=accelerator,
-        devices=1,
-        precision={"fp32": "32-true", "bf16": "bf16-mixed"}[config.trainer.precision],
-        max_epochs=config.trainer.epochs,
-        deterministic="warn",
-        num_sanity_val_steps=0,
-        logger=False,
-        callbacks=[*callbacks, record],
-        plugins=[_WholeCheckpoint()],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    batches = CIFAR10DataModule(dataset, config.data, config.trainer.batch_size, seed)
+    trainer = _trainer(config, len(dataset.labels["train"]) - config.data.val_size, accelerator, [*callbacks, record])
+    batches = CIFAR10DataModule(dataset, config, seed)
     trainer.fit(model, batches, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
     report(record.epochs)  # of a run that was complete already
     test = _decimals(trainer.test(model, batches, verbose=False)[0])
     return Result(model, tuple(record.epochs), test, weights_digest(model))
+
+
+def _trainer(config: Config, images: int, accelerator: str, callbacks: Sequence[Callback]) -> Trainer:
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # not its tips and device lists
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")  # Lightning's own use of torch
+    batch_size, micro_batch_size = batch_sizes(config.trainer, images)
+    return Trainer(
+        accelerator=accelerator,
+        devices=1,
+        precision={"fp32": "32-true", "bf16": "bf16-mixed"}[config.trainer.precision],
+        max_epochs=config.trainer.epochs,
+        accumulate_grad_batches=batch_size // micro_batch_size,
+        limit_val_batches=1.0 if config.data.val_size else 0,
+        deterministic="warn",
+        num_sanity_val_steps=0,
+        logger=False,
+        callbacks=list(callbacks),
+        plugins=[_WholeCheckpoint()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed, for the next step: by default large tensors are new pages each time.
+
+    Does nothing where the C library is another one.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for option, value in (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26):
+            libc.mallopt(option, value)
 
 
 class _Record(Checkpoint):
@@ -97,7 +122,8 @@ class _Record(Checkpoint):
         self.epochs: list[Epoch] = []
 
     def on_train_epoch_end(self, trainer: Trainer, module: Classifier) -> None:
-        metrics, counts = _decimals(trainer.callback_metrics), module.confusion["val"].cpu()
+        metrics = _decimals(trainer.callback_metrics)
+        counts = module.confusion["val"].cpu() if "val" in module.confusion else None
         self.epochs.append(Epoch(trainer.current_epoch + 1, int(1000 * time.time()), metrics, counts))
         trainer.save_checkpoint(self.path)
         self.report(self.epochs)
@@ -159,7 +185,9 @@ def resolve_accelerator(accelerator: str) -> str:
 
 def resolve_config(config: Config, dataset: Dataset, accelerator: str) -> Config:
     """`config` with what depends on the images or the device made explicit: validation size, and precision "auto"."""
-    data = config.data.model_copy(update={"val_size": config.data.val_size or len(dataset.labels["train"]) // 10})
+    data = config.data
+    if data.val_size is None:
+        data = data.model_copy(update={"val_size": len(dataset.labels["train"]) // 10})
     precision = config.trainer.precision
     if precision == "auto":
         precision = "bf16" if _has_fast_bf16(accelerator) else "fp32"

@@ -20,6 +20,7 @@ from cifar_lab.__main__ import main
 from cifar_lab.sources import CLASSES
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+EXPERIMENTS = pathlib.Path(__file__).resolve().parent / "experiments"  # small: for digits
 
 
 def write_images(folder, per_class=(12, 4), suffix="png"):
@@ -129,7 +130,7 @@ def _drive(address, folder, log, arguments, environment):
 
 
 def experiment_arguments(*arguments):
-    experiments = [str(REPOSITORY / "experiments" / f"{name}.toml") for name in ("linear", "cnn")]
+    experiments = [str(EXPERIMENTS / f"{name}.toml") for name in ("linear", "cnn")]
     return ["experiment", *experiments, "--data", "digits", *arguments]
 
 

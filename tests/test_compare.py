@@ -1,7 +1,7 @@
 """Comparisons and the best run, on runs written by hand."""
 
 import pytest
-from conftest import REPOSITORY
+from conftest import EXPERIMENTS
 from mlflow.entities import Metric, Param
 
 from cifar_lab import store
@@ -89,7 +89,7 @@ def test_repeats_are_named_by_hash_and_by_run_id_too(client, workplace, capsys):
 
 
 def test_a_name_means_the_experiment_file_as_it_is_now(client, workplace, capsys):
-    (workplace / "experiments").symlink_to(REPOSITORY / "experiments")
+    (workplace / "experiments").symlink_to(EXPERIMENTS)
     settings = load_config("linear").flat()
     add_repeats(client, "linear", LOW, "a" * 12, settings={**settings, "data.val_size": 143})
     add_repeats(client, "linear", HIGH, "b" * 12, settings={**settings, "trainer.epochs": 1})

@@ -14,9 +14,9 @@ def write(tmp_path, text):
 
 
 def test_file_says_only_what_differs_and_overrides_win(tmp_path):
-    path = write(tmp_path, '[model]\nkind = "cnn"\nwidth = 8\n[optim]\nlearning_rate = 0.2\n')
+    path = write(tmp_path, '[model]\nkind = "cnn"\nwidths = [8, 9, 10]\n[optim]\nlearning_rate = 0.2\n')
     config = load_config(path, ["optim.learning_rate=5e-4", "data.flip=false", "trainer.precision=bf16"])
-    assert (config.model.width, config.model.depth) == (8, 2)
+    assert (config.model.widths, config.model.depth) == ((8, 9, 10), 2)
     assert config.optim.learning_rate == 5e-4
     assert (config.data.flip, config.trainer.precision) == (False, "bf16")
 
@@ -36,29 +36,39 @@ def test_hash_depends_on_every_setting_and_on_the_images_only(tmp_path):
 
 
 CHANGES = {
-    "model.width": 17,
+    "model.directions": 8,
+    "model.widths": "[64, 256, 255]",
     "model.depth": 1,
     "data.val_size": 9,
     "data.split_seed": 1,
     "data.flip": "false",
     "data.translate": 0,
+    "data.sides": "[16, 32]",
     "optim.learning_rate": 1,
     "optim.momentum": 0,
     "optim.weight_decay": 0,
+    "optim.filter_learning_rate": 1,
+    "optim.filter_momentum": 0,
     "optim.label_smoothing": 0.1,
-    "optim.warmup": 0,
+    "optim.warmup": 0.1,
     "trainer.epochs": 1,
     "trainer.batch_size": 1,
+    "trainer.micro_batch_size": 1,
     "trainer.precision": "fp32",
     "trainer.threads": 2,
+    "trainer.tta": "true",
 }
 
 
 @pytest.mark.parametrize(
     ("text", "override", "message"),
     [
-        ('[model]\nkind = "cnn"\nwidht = 3\n', None, "unknown key model.widht; known here: kind, width, depth"),
-        ('[model]\nkind = "linear"\n', "model.width=3", "unknown key model.width; known here: kind"),
+        (
+            '[model]\nkind = "cnn"\nwidht = 3\n',
+            None,
+            "unknown key model.widht; known here: kind, directions, widths, depth",
+        ),
+        ('[model]\nkind = "linear"\n', "model.depth=3", "unknown key model.depth; known here: kind"),
         ('[model]\nkind = "cnn"\n', "optimizer.lr=3", "unknown key optimizer; known here: model, data, optim, trainer"),
         (
             '[model]\nkind = "cnn"\n',
@@ -68,11 +78,24 @@ CHANGES = {
         ('[model]\nkind = "cnn"\n', "optim.learning_rate=nan", "optim.learning_rate = nan: Input should be a finite"),
         ('[model]\nkind = "cnn"\n', "data.flip=1", "data.flip = 1: Input should be a valid boolean"),
         ('[model]\nkind = "cnn"\n', "trainer.epochs=0", "trainer.epochs = 0: Input should be greater than or equal to"),
+        ('[model]\nkind = "cnn"\n', "model.widths=[8, 8]", "model.widths.2 is missing"),
+        ('[model]\nkind = "cnn"\n', "data.sides=[]", "data.sides = []: "),
+        (
+            '[model]\nkind = "cnn"\n',
+            "data.sides=[16, 33]",
+            "data.sides.1 = 33: Input should be less than or equal to 32",
+        ),
+        ('[model]\nkind = "linear"\n', "data.sides=[16]", "data.sides = [16]: the linear model takes 32 pixels only"),
+        (
+            '[model]\nkind = "cnn"\n',
+            "trainer.micro_batch_size=3",
+            "trainer.batch_size = 500 is no multiple of trainer.micro_batch_size = 3",
+        ),
         ('[model]\nkind = "tree"\n', None, "model.kind = 'tree': use linear or cnn"),
         ('[model]\nkind = "cnn"\n', "epochs=3", "write --set section.key=value"),
-        ("[model]\nwidth = 3\n", None, 'model.kind is missing; write [model] kind = "linear" or "cnn"'),
+        ("[model]\ndepth = 3\n", None, 'model.kind is missing; write [model] kind = "linear" or "cnn"'),
         ("[data]\n", None, "model is missing"),
-        ("model = 3\n", "model.width=3", "model is not a section; write [model]"),
+        ("model = 3\n", "model.depth=3", "model is not a section; write [model]"),
         ("[model\n", None, "Expected ']'"),
     ],
 )

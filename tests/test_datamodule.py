@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from cifar_lab.config import DataConfig, UsageError
-from cifar_lab.datamodule import Batches, TrainBatches, split_digest, split_train
+from cifar_lab.config import Config, DataConfig, UsageError
+from cifar_lab.datamodule import Batches, TrainBatches, split_digest, split_train, training_side
 
 LABELS = np.repeat(np.arange(10, dtype=np.uint8), 50)
 
@@ -23,9 +24,11 @@ def test_split_that_starves_a_side_is_refused(size):
         split_train(LABELS, DataConfig(val_size=size))
 
 
-def make_batches(seed=0, epoch=0, batch_size=8, n=32, **data):
+def make_batches(seed=0, epoch=0, batch_size=8, n=32, micro_batch_size=None, **data):
     images = torch.arange(n * 32 * 32 * 3, dtype=torch.int64).remainder(251).to(torch.uint8).view(n, 32, 32, 3)
-    return images, TrainBatches(images, torch.arange(n), batch_size, DataConfig(**data), seed, lambda: epoch)
+    trainer = {"batch_size": batch_size, "micro_batch_size": micro_batch_size, "epochs": 8}
+    config = Config(model={"kind": "cnn"}, data=data, trainer=trainer)
+    return images, TrainBatches(images, torch.arange(n), config, seed, lambda: epoch)
 
 
 def test_each_image_comes_once_per_epoch_and_keeps_its_label():
@@ -47,22 +50,71 @@ def test_order_and_augmentation_depend_on_seed_and_epoch_alone():
     assert all(not a.equal(b) for i, a in enumerate(different) for b in different[:i])
 
 
-def test_augmented_images_are_shifted_into_a_reflected_border_and_half_are_mirrored():
-    images, batches = make_batches(n=256, batch_size=256, translate=2)
+def find_augmentation(images, batches, translate):
+    """Of every image, by label: the shift and whether it is mirrored, found by trying all."""
+    side, seen = 2 * translate + 1, {}
     augmented, labels = next(iter(batches))
-    seen = []
     for image, label in zip(augmented.numpy(), labels.tolist(), strict=True):
-        padded = np.pad(images[label].numpy(), ((2, 2), (2, 2), (0, 0)), mode="reflect")
-        windows = {(y, x): padded[y : y + 32, x : x + 32] for y in range(5) for x in range(5)}
-        seen += [
-            (shift, mirrored)
-            for shift, window in windows.items()
-            for mirrored, candidate in ((False, window), (True, window[:, ::-1]))
-            if np.array_equal(image, candidate)
+        padded = np.pad(images[label].numpy(), ((translate,) * 2, (translate,) * 2, (0, 0)), mode="reflect")
+        (seen[label],) = [
+            (y, x, mirrored)
+            for y in range(side)
+            for x in range(side)
+            for mirrored in (False, True)
+            if np.array_equal(image, padded[:, :: -1 if mirrored else 1][y : y + 32, x : x + 32])
         ]
-    assert len(seen) == 256
-    assert {shift for shift, _ in seen} == {(y, x) for y in range(5) for x in range(5)}
-    assert 90 < sum(mirrored for _, mirrored in seen) < 166  # 128 ± 4.7 standard deviations
+    return seen
+
+
+def test_images_are_shifted_into_a_reflected_border_and_mirrored_every_other_time():
+    found = [find_augmentation(*make_batches(epoch=epoch, n=256, batch_size=256, translate=2), 2) for epoch in range(3)]
+    assert {(y, x) for y, x, _ in found[0].values()} == {(y, x) for y in range(5) for x in range(5)}
+    mirrored = [[found[epoch][label][2] for label in range(256)] for epoch in range(3)]
+    assert 90 < sum(mirrored[0]) < 166  # 128 ± 4.7 standard deviations
+    assert mirrored[1] == [not m for m in mirrored[0]]
+    assert mirrored[2] == mirrored[0]
+
+
+def test_sides_divide_the_epochs_and_images_are_resized_whole():
+    images, _ = make_batches()
+    sizes = []
+    for epoch in (0, 3, 4, 7):
+        _, batches = make_batches(epoch=epoch, flip=False, translate=0, sides=[16, 32])
+        batch, labels = next(iter(batches))
+        sizes.append(batch.shape)
+        expected = np.stack(
+            [Image.fromarray(images[i].numpy()).resize(batch.shape[1:3], Image.BILINEAR) for i in labels]
+        )
+        assert np.abs(batch.numpy().astype(int) - expected).max() <= 1
+    assert sizes == [(8, 16, 16, 3)] * 2 + [(8, 32, 32, 3)] * 2
+
+
+@pytest.mark.parametrize(
+    ("epochs", "sides"), [(1, [32]), (2, [20, 32]), (4, [16, 20, 24, 32]), (6, [16, 20, 20, 24, 32, 32])]
+)
+def test_training_ends_with_the_last_side_however_many_epochs(epochs, sides):
+    config = Config(model={"kind": "cnn"}, data={"sides": [16, 20, 24, 32]}, trainer={"epochs": epochs})
+    assert [training_side(config, epoch) for epoch in range(epochs)] == sides
+
+
+def test_micro_batches_are_the_parts_of_whole_batches():
+    whole = list(make_batches(n=30, batch_size=8)[1])
+    parts = list(make_batches(n=30, batch_size=8, micro_batch_size=4)[1])
+    assert [len(label) for _, label in whole] == [8] * 3
+    assert [len(label) for _, label in parts] == [4] * 6
+    for kind in range(2):
+        torch.testing.assert_close(torch.cat([b[kind] for b in whole]), torch.cat([b[kind] for b in parts]))
+
+
+def test_of_too_few_images_for_a_batch_all_whole_parts_are_taken():
+    assert [len(label) for _, label in make_batches(n=30, batch_size=80, micro_batch_size=8)[1]] == [8] * 3
+    assert [len(label) for _, label in make_batches(n=30, batch_size=80, micro_batch_size=40)[1]] == [30]
+
+
+def test_nothing_is_held_out_where_none_is_asked_for():
+    train, val = split_train(LABELS, DataConfig(val_size=0))
+    assert train.tolist() == list(range(500))
+    assert len(val) == 0
 
 
 def test_last_training_batch_is_dropped_and_last_evaluation_batch_is_short():

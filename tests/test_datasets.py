@@ -15,7 +15,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, write_images
+from conftest import EXPERIMENTS, write_images
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
@@ -368,7 +368,7 @@ def test_missing_permission_costs_one_line_that_names_the_path(workplace, capsys
     workplace.chmod(0o755)
     os.seteuid(65534)
     try:
-        code = main(["experiment", str(REPOSITORY / "experiments" / "linear.toml"), "--data", "digits"])
+        code = main(["experiment", str(EXPERIMENTS / "linear.toml"), "--data", "digits"])
     finally:
         os.seteuid(0)
     assert (code, capsys.readouterr().err) == (1, "cifar_lab: data: Permission denied\n")

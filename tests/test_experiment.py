@@ -199,3 +199,32 @@ def test_ctrl_c_ends_the_runs_as_killed_and_leaves_no_process(unused):
     runs = client.search_runs([client.get_experiment_by_name("digits").experiment_id], "tags.kind = 'run'")
     assert {run.info.status for run in runs} == {"KILLED"}
     assert not processes_in(unused)
+
+
+def test_without_held_out_images_there_is_a_result_and_no_choice(unused):
+    cnn = experiment_arguments("--seeds", "2", "--epochs", "1")[2:]  # the linear one is left out
+    settings = ("--set", "data.val_size=0", "--set", "trainer.tta=true")
+    driver = Driver(unused, "experiment", *cnn, *settings)
+    assert driver.wait() == 0, driver.output()
+    assert "no images are held out (data.val_size = 0), so there is nothing to choose a best run by" in driver.output()
+    client = mlflow.MlflowClient(f"sqlite:///{unused / 'mlflow.db'}")
+    experiment_id = client.get_experiment_by_name("digits").experiment_id
+    children = client.search_runs([experiment_id], "tags.kind = 'run'")
+    for run in children:
+        names = {"train/loss", "train/acc", "test/loss", "test/acc", "test/acc_tta", "lr", "epoch_seconds"}
+        assert set(run.data.metrics) == names
+        assert "images" not in [artifact.path for artifact in client.list_artifacts(run.info.run_id)]
+    (parent,) = client.search_runs([experiment_id], "tags.kind = 'repeats'")
+    mean = statistics.mean(run.data.metrics["test/acc_tta"] for run in children)
+    assert parent.data.metrics["test/acc_tta_mean"] == pytest.approx(mean)
+    assert re.search(rf"cnn +│ 2 +│ - +│.*│ {100 * mean:.2f} ± ", driver.output())
+    assert not client.search_registered_models()
+    for command, code, message in (
+        (("best",), 0, "no images held out, so there is nothing to choose by"),
+        (("compare", "cnn", "--metric", "val/acc"), 2, "--metric val/acc: cnn has none"),
+        (("compare", "cnn", "--metric", "test/acc_tta"), 0, "drawn in comparison.png"),
+        (("reproduce", children[0].info.run_id), 0, "identical: every metric of every epoch, and the weights"),
+    ):
+        driver = Driver(unused, *command)
+        assert driver.wait() == code, driver.output()
+        assert message in driver.output()

@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY
+from conftest import EXPERIMENTS
 
-LINEAR = str(REPOSITORY / "experiments" / "linear.toml")
+LINEAR = str(EXPERIMENTS / "linear.toml")
 
 
 def cifar_lab(*arguments):

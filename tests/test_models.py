@@ -1,10 +1,24 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from conftest import EXPERIMENTS
 from torch import nn
 
-from cifar_lab.config import OptimConfig
-from cifar_lab.models import CNN, LogisticRegression, Probabilities
+from cifar_lab.config import OptimConfig, load_config
+from cifar_lab.datamodule import split_train
+from cifar_lab.datasets import load_dataset
+from cifar_lab.models import (
+    CNN,
+    LogisticRegression,
+    Probabilities,
+    identity_convolution,
+    make_model,
+    whitening_filters,
+)
+from cifar_lab.train import resolve_config
 
 COMMON = (OptimConfig(), (0.5, 0.4, 0.3), (0.1, 0.2, 0.3), 10)
 
@@ -26,12 +40,67 @@ def test_logistic_regression_is_one_linear_map(images):
     np.testing.assert_allclose(model(images).detach(), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("width", "depth"), [(4, 1), (6, 3)])
-def test_width_and_depth_shape_the_cnn(images, width, depth):
-    model = CNN(*COMMON, width=width, depth=depth)
+@pytest.mark.parametrize(("widths", "depth"), [((4, 5, 6), 1), ((6, 12, 8), 3)])
+def test_widths_and_depth_shape_the_cnn(images, widths, depth):
+    model = CNN(*COMMON, 5, widths, depth)
     channels = [layer.out_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)]
-    assert channels == [width] * depth + [2 * width] * depth + [4 * width] * depth
-    assert model(images).shape == (5, 10)
+    assert channels == [width for width in widths for _ in range(depth)]
+    assert model(images).shape == model(images[:, :16, :16]).shape == (5, 10)
+
+
+def test_whitened_patches_have_unit_covariance(images):
+    model = LogisticRegression(*COMMON)
+    smooth = F.avg_pool2d(model.normalise(images).permute(0, 3, 1, 2), 3, stride=1)  # patches of correlated pixels
+    filters = whitening_filters(smooth, eps=0.0)
+    assert filters.shape == (24, 3, 2, 2)
+    responses = F.conv2d(smooth, filters).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(responses[:12] @ responses[:12].T / responses.shape[1], torch.eye(12), atol=1e-3, rtol=0)
+    torch.testing.assert_close(responses[12:], -responses[:12])
+    shares = F.conv2d(smooth, filters / filters.flatten(1).norm(dim=1)[:, None, None, None]).pow(2).mean((0, 2, 3))
+    assert shares[:12].diff().max() <= 0  # the directions of most variance first
+
+
+def test_whitening_sees_images_of_all_classes_where_they_are_ordered_by_class(workplace):
+    digits = load_dataset("digits")[0]
+    labels = np.repeat(np.arange(10, dtype=np.uint8), 700)
+    images = (
+        np.random.default_rng(0).integers(0, 25, (7000, 32, 32, 3), dtype=np.uint8) + 25 * labels[:, None, None, None]
+    )
+    config = resolve_config(load_config(str(EXPERIMENTS / "cnn.toml"), ["data.val_size=0"]), digits, "cpu")
+    dataset = replace(digits, images={"train": images}, labels={"train": labels})
+    model = make_model(config, dataset)
+    expected = whitening_filters(model.normalise(torch.from_numpy(images)).permute(0, 3, 1, 2))
+    torch.testing.assert_close(model.whitening, expected, rtol=0.1, atol=0.1)
+
+
+def test_whitening_sees_training_images_only(workplace):
+    dataset = load_dataset("digits")[0]
+    config = resolve_config(load_config(str(EXPERIMENTS / "cnn.toml")), dataset, "cpu")
+    train, val = split_train(dataset.labels["train"], config.data)
+    first = make_model(config, dataset).whitening
+    dataset.images["train"][val] = 255  # a copy in memory
+    dataset.images["test"][:] = 255
+    assert make_model(config, dataset).whitening.equal(first)
+    dataset.images["train"][train[0]] = 255 - dataset.images["train"][train[0]]
+    assert not make_model(config, dataset).whitening.equal(first)
+
+
+def test_a_block_begins_as_the_identity_of_its_first_inputs():
+    x = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(identity_convolution(3, 5)(x)[:, :3], x)
+
+
+def test_test_time_augmentation_averages_six_views(images):
+    model = CNN(*COMMON, 5, (4, 4, 4), 1).eval()
+
+    def logits(pixels):
+        return model(torch.from_numpy(np.ascontiguousarray(pixels)))
+
+    padded = np.pad(images.numpy(), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    centre, left, right = images.numpy(), padded[:, :32, :32], padded[:, 2:, 2:]
+    both = [logits(view) + logits(view[:, :, ::-1]) for view in (centre, left, right)]
+    expected = both[0] / 4 + both[1] / 8 + both[2] / 8
+    torch.testing.assert_close(model.augmented_logits(images), expected)
 
 
 def test_loss_and_confusion_of_four_rows_worked_by_hand():
@@ -50,7 +119,7 @@ def test_loss_and_confusion_of_four_rows_worked_by_hand():
 
 
 def test_served_probabilities_are_the_softmax_of_the_logits(images):
-    model = CNN(*COMMON, width=4).eval()
+    model = CNN(*COMMON, 5, (4, 4, 4), 1).eval()
     probabilities = Probabilities(model).eval()(images)
     torch.testing.assert_close(probabilities.sum(1), torch.ones(5))
     torch.testing.assert_close(probabilities, model(images).softmax(1))

@@ -1,13 +1,14 @@
 import pytest
+import torch
 from torch import nn
 
 from cifar_lab.config import OptimConfig
-from cifar_lab.optim import make_optimizer, make_schedule
+from cifar_lab.optim import make_optimizer, make_schedule, orthogonalise
 
 
 def test_rate_rises_to_the_peak_and_falls_to_zero():
     optim = OptimConfig(learning_rate=1.0, warmup=0.3)
-    optimizer = make_optimizer(nn.Linear(2, 2), optim)
+    optimizer = make_optimizer(nn.Linear(2, 2), optim, torch.float32)
     schedule = make_schedule(optimizer, optim, steps=10)
     rates = []
     for _ in range(10):
@@ -18,11 +19,53 @@ def test_rate_rises_to_the_peak_and_falls_to_zero():
     assert schedule.get_last_lr()[0] == 0
 
 
-def test_only_weights_decay():
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    decay = {
-        id(parameter): group["weight_decay"]
-        for group in make_optimizer(network, OptimConfig(weight_decay=0.1)).param_groups
-        for parameter in group["params"]
-    }
-    assert [decay[id(parameter)] for parameter in network.parameters()] == [0.1, 0, 0, 0]
+def test_matrices_become_nearly_orthogonal_whatever_their_shape():
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(8, 4, 3, 3), (8, 4, 3, 3), (40, 2, 3, 3), (5, 5)]
+    matrices = [torch.randn(shape, generator=generator) * 10 for shape in shapes]
+    for matrix, result in zip(matrices, orthogonalise(matrices, torch.float32), strict=True):
+        assert result.shape == matrix.shape
+        u, _, vh = torch.linalg.svd(matrix.flatten(1), full_matrices=False)
+        values = (u.T @ result.flatten(1) @ vh.T).diagonal()  # along the singular vectors
+        assert values.min() > 0.2
+        assert values.max() < 1.3
+        torch.testing.assert_close(result.flatten(1), u @ values.diag() @ vh, atol=1e-4, rtol=0)  # and nothing else
+
+
+def test_one_step_worked_by_hand():
+    network = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.Flatten(), nn.Linear(2, 1))
+    optim = OptimConfig(
+        learning_rate=0.1, momentum=0.5, weight_decay=0.2, filter_learning_rate=0.3, filter_momentum=0.6
+    )
+    optimizer = make_optimizer(network, optim, torch.float32)
+    filters, weight, bias = network.parameters()
+    filters.data = torch.tensor([3.0, 4.0]).view(2, 1, 1, 1)
+    weight.data, bias.data = torch.tensor([[1.0, 2.0]]), torch.tensor([1.0])
+    filters.grad = torch.tensor([1.0, 0.0]).view(2, 1, 1, 1)
+    weight.grad, bias.grad = torch.tensor([[1.0, 0.0]]), torch.tensor([0.0])
+    optimizer.step()
+    # SGD: gradient g + 0.2 w, first Nesterov step 1.5 times that; (1.2, 0.4) and 0.2
+    torch.testing.assert_close(weight.data, torch.tensor([[1 - 0.1 * 1.5 * 1.2, 2 - 0.1 * 1.5 * 0.4]]))
+    torch.testing.assert_close(bias.data, torch.tensor([1 - 0.1 * 1.5 * 0.2]))
+    # Muon: norm 5 becomes sqrt(2); the step has the gradient's direction and about length 1
+    step = torch.tensor([3.0, 4.0]) / 5 * 2**0.5 - filters.data.flatten()
+    assert step[1] == pytest.approx(0, abs=1e-6)
+    assert 0.3 * 0.5 < step[0] < 0.3 * 1.3
+
+
+def test_a_continued_optimiser_takes_the_same_steps():
+    def step(optimizer, parameter, index):
+        parameter.grad = torch.sin(parameter.detach() + index)
+        optimizer.step()
+
+    whole, parts = nn.Conv2d(2, 3, 3), nn.Conv2d(2, 3, 3)
+    parts.load_state_dict(whole.state_dict())
+    optimizers = [make_optimizer(network, OptimConfig(), torch.bfloat16) for network in (whole, parts)]
+    for index in range(4):
+        if index == 2:
+            state = optimizers[1].state_dict()
+            optimizers[1] = make_optimizer(parts, OptimConfig(), torch.bfloat16)
+            optimizers[1].load_state_dict(state)
+        for optimizer, network in zip(optimizers, (whole, parts), strict=True):
+            step(optimizer, network.weight, index)
+    assert parts.weight.equal(whole.weight)

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, Driver, write_images
+from conftest import EXPERIMENTS, Driver, write_images
 from mlflow.tracking import MlflowClient
 
 from cifar_lab.reproduce import compare_runs
@@ -99,7 +99,7 @@ def test_another_seed_is_found_and_named(copied):
 
 def test_changed_images_are_found_and_named(unused):
     images = write_images(unused / "images")
-    linear = str(REPOSITORY / "experiments" / "linear.toml")
+    linear = str(EXPERIMENTS / "linear.toml")
     arguments = ("experiment", linear, "--seeds", "1", "--epochs", "1", "--data-dir", str(images))
     code, output = cifar_lab(unused, *arguments)
     assert code == 0, output
@@ -120,7 +120,7 @@ def test_what_differs_around_two_runs_is_listed(tracked):
     verdict = compare_runs(tracked.client, first, second, 0.0)
     assert not verdict.holds
     around = "; ".join(verdict.around)
-    for setting in ("model.kind: linear tracked, cnn now", "model.width: None tracked, 16 now"):
+    for setting in ("model.kind: linear tracked, cnn now", "model.depth: None tracked, 2 now"):
         assert setting in around
     assert "images" not in around
     assert compare_runs(tracked.client, first, first, 0.0).holds

@@ -115,7 +115,7 @@ def test_progress_shows_running_runs_and_what_is_left(client, experiment_id, ter
     under = {"mlflow.parentRunId": parent.info.run_id}
     add_run(client, experiment_id, {}, "KILLED", seed="0", started=5, **under)
     console = Console(file=StringIO(), force_terminal=terminal, width=100)
-    with Progress(client, console, {parent: 4}, jobs=2) as progress:
+    with Progress(client, console, {parent: [1, 1, 2, 2]}, jobs=2) as progress:
         now = int(1000 * time.time())
         values = {"train/acc": [0.25, 0.5], "val/acc": [0.125, 0.375], "epoch_seconds": [4.0, 6.0]}
         add_run(client, experiment_id, values, "RUNNING", seed="0", started=now, **under)
@@ -130,7 +130,7 @@ def test_progress_shows_running_runs_and_what_is_left(client, experiment_id, ter
     assert "2/4" in shown
     assert "0.5000" in shown
     assert "0.3750" in shown
-    assert "0:10" in shown  # two epochs left, 5 s each
+    assert "0:20" in shown  # two epochs left, each as long as the two before together
     assert ("5 of 8 runs done, 0:20 passed" in shown) == terminal
 
 

@@ -3,7 +3,7 @@ import resource
 
 import pytest
 import torch
-from conftest import REPOSITORY, WARM
+from conftest import EXPERIMENTS, WARM
 from pytorch_lightning import Callback
 
 from cifar_lab.config import UsageError, UserError, load_config
@@ -19,9 +19,7 @@ def digits(workplace):
 
 
 def config_of(name, dataset, *overrides):
-    return resolve_config(
-        load_config(str(REPOSITORY / "experiments" / f"{name}.toml"), list(overrides)), dataset, "cpu"
-    )
+    return resolve_config(load_config(str(EXPERIMENTS / f"{name}.toml"), list(overrides)), dataset, "cpu")
 
 
 @pytest.mark.parametrize(("name", "floor"), [("linear", 0.85), ("cnn", 0.9)])
@@ -47,12 +45,31 @@ def test_every_completed_epoch_is_recorded_and_the_test_set_scored_once(digits, 
     assert result.test["test/acc"] == pytest.approx(confusion.trace().item() / len(digits.labels["test"]))
 
 
+def test_without_held_out_images_only_training_is_recorded_and_tta_scores_the_test_set_twice(digits, tmp_path):
+    settings = ("trainer.epochs=2", "data.val_size=0", "trainer.tta=true", "trainer.precision=fp32")
+    config = config_of("cnn", digits, *settings)
+    result = train(config, 0, digits, tmp_path / "run", "cpu")
+    assert [set(epoch.metrics) for epoch in result.epochs] == [{"train/loss", "train/acc", "lr", "epoch_seconds"}] * 2
+    assert [epoch.confusion for epoch in result.epochs] == [None, None]
+    assert set(result.test) == {"test/loss", "test/acc", "test/acc_tta"}
+    images, labels = torch.from_numpy(digits.images["test"]), torch.from_numpy(digits.labels["test"])
+    with torch.no_grad():
+        logits = [result.model.eval()(images), result.model.augmented_logits(images)]
+    accuracies = [(one.argmax(1) == labels).float().mean().item() for one in logits]
+    assert not logits[0].argmax(1).equal(logits[1].argmax(1))
+    assert [result.test["test/acc"], result.test["test/acc_tta"]] == pytest.approx(accuracies)
+    again = train(config, 0, digits, tmp_path / "run", "cpu")  # complete already
+    assert figures(again) == figures(result)
+
+
 MODELS = [("linear", "fp32"), ("cnn", "fp32"), ("cnn", "bf16")]
 
 
 def figures(result):
     """All that a seed determines."""
-    epochs = [({**e.metrics, "epoch_seconds": 0}, e.confusion.tolist()) for e in result.epochs]
+    epochs = [
+        ({**e.metrics, "epoch_seconds": 0}, e.confusion is not None and e.confusion.tolist()) for e in result.epochs
+    ]
     return [result.weights_digest, result.test, epochs]
 
 
@@ -75,7 +92,7 @@ def train_there(pipe, experiment, folder, digits_folder):
 
 def test_seed_0_gives_the_same_bits_in_another_process(digits, tmp_path):
     here, there = WARM.Pipe()
-    experiment, folder = str(REPOSITORY / "experiments" / "cnn.toml"), digits.folder.resolve()
+    experiment, folder = str(EXPERIMENTS / "cnn.toml"), digits.folder.resolve()
     process = WARM.Process(target=train_there, args=(there, experiment, tmp_path, folder))
     process.start()
     assert here.poll(60)
@@ -94,9 +111,11 @@ class Stop(Callback):
             raise SystemExit
 
 
-@pytest.mark.parametrize(("name", "precision"), MODELS)
-def test_a_run_in_pieces_is_the_run_in_one_go(digits, tmp_path, name, precision):
-    config = config_of(name, digits, "trainer.epochs=4", f"trainer.precision={precision}")
+@pytest.mark.parametrize(
+    ("name", "setting"), [(n, f"trainer.precision={p}") for n, p in MODELS] + [("cnn", "data.val_size=0")]
+)
+def test_a_run_in_pieces_is_the_run_in_one_go(digits, tmp_path, name, setting):
+    config = config_of(name, digits, "trainer.epochs=4", setting)
     whole = train(config, 0, digits, tmp_path / "whole", "cpu")
     reports = []
     for batches in (5, 13, 20):  # 10 batches are an epoch: none, one, then two epochs are completed

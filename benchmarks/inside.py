@@ -1,0 +1,255 @@
+"""What is measured within one process: our training epoch, input pipeline and training step against plain PyTorch's."""
+
+import itertools
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Callable
+from functools import partial
+
+import mlflow
+import torch
+import torch.nn.functional as F
+from mlflow.tracking import MlflowClient
+from pytorch_lightning import Callback
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import transforms
+
+from benchmarks.table import Row, alternate, timed
+from cifar_lab import provenance, tracking, worker
+from cifar_lab.config import Config, load_config
+from cifar_lab.datamodule import EVALUATION_BATCH, Batches, TrainBatches, batch_sizes, derive_seed, split_train
+from cifar_lab.datasets import Dataset
+from cifar_lab.models import Classifier, make_model
+from cifar_lab.optim import make_optimizer, make_schedule
+from cifar_lab.train import INITIALISATION, keep_freed_memory, resolve_config
+
+FORK = multiprocessing.get_context("fork")
+MATRIX = 4096
+IMAGES_PER_STEP = 1000  # or more, in whole optimiser steps
+
+
+def resolved(name: str, dataset: Dataset, *overrides: str) -> Config:
+    return resolve_config(load_config(name, list(overrides)), dataset, "cpu")
+
+
+def epoch(dataset: Dataset) -> list[Row]:
+    """An epoch of `train`, with all that is tracked, against a bare loop over the same batches; both on one core.
+
+    On one core, because with a run on every core nobody draws heatmaps and writes metrics for free. The heatmap of the
+    last epoch falls outside.
+    """
+    rows = []
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    for name, overrides in (("cnn", ["trainer.epochs=2", "data.sides=[16, 32]"]), ("linear", [])):
+        config = resolved(name, dataset, *overrides)
+        measures = (partial(_tracked_seconds, config, dataset), partial(_bare_seconds, config, dataset))
+        ours, bare = (seconds / config.trainer.epochs for seconds in alternate(measures))
+        what = f"1. epoch of `{name}`, tracked, against a bare loop"
+        rows.append(Row(what, *_seconds(ours, bare), ours / bare, "lower"))
+    os.sched_setaffinity(0, cores)
+    return rows
+
+
+def _seconds(*values: float) -> list[str]:
+    return [f"{value:.3f} s" for value in values]
+
+
+class _Clock(Callback):
+    def on_train_start(self, *_: object) -> None:
+        self.seconds = timed()
+
+    def on_train_end(self, *_: object) -> None:
+        self.total = self.seconds()
+
+
+def _tracked_seconds(config: Config, dataset: Dataset) -> float:
+    """Seconds from the first to the last epoch with Lightning, checkpoints, MLflow and heatmaps."""
+    with tempfile.TemporaryDirectory() as folder:
+        client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        experiment_id = client.create_experiment("benchmark", f"{folder}/mlruns")
+        tags = provenance.run_tags("benchmark", config, dataset, "cpu") | {"kind": "run", "seed": "0"}
+        run = tracking.create_run(client, experiment_id, "benchmark", tags)
+        clock = _Clock()
+        worker.train_tracked(client, run, config, dataset, "cpu", callbacks=[clock])
+    return clock.total
+
+
+def _bare_seconds(config: Config, dataset: Dataset) -> float:
+    return train_bare(config, dataset)[1]
+
+
+def train_bare(config: Config, dataset: Dataset) -> tuple[Classifier, float]:
+    """The network that `train` gives for seed 0, by a plain loop, and the seconds of its epochs, with validation."""
+    torch.set_num_threads(config.trainer.threads)
+    torch.manual_seed(derive_seed(0, INITIALISATION))
+    model = make_model(config, dataset)
+    train, val = (
+        (torch.from_numpy(dataset.images["train"][i]), torch.from_numpy(dataset.labels["train"][i]).long())
+        for i in split_train(dataset.labels["train"], config.data)
+    )
+    batches = TrainBatches(*train, config, 0, itertools.count().__next__)
+    batch_size, micro_batch_size = batch_sizes(config.trainer, len(train[1]))
+    parts = batch_size // micro_batch_size
+    optimizer = make_optimizer(model, config.optim, _dtype(config))
+    schedule = make_schedule(optimizer, config.optim, len(batches) // parts * config.trainer.epochs)
+    seconds = timed()
+    for _ in range(config.trainer.epochs):
+        model.train()
+        for index, batch in enumerate(batches):
+            (_loss(model, config, *batch, config.optim.label_smoothing) / parts).backward()
+            if (index + 1) % parts == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+                schedule.step()
+        model.eval()
+        with torch.no_grad():
+            torch.stack([_loss(model, config, *batch, 0.0) for batch in Batches(*val, EVALUATION_BATCH)]).sum().item()
+    return model, seconds()
+
+
+def _dtype(config: Config) -> torch.dtype:
+    return torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
+
+
+def _loss(
+    model: Classifier, config: Config, images: torch.Tensor, labels: torch.Tensor, smoothing: float
+) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16, enabled=config.trainer.precision == "bf16"):
+        logits = model(images).float()
+        return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+
+
+class _Pictures(TorchDataset):
+    """CIFAR-10 as torchvision gives it: a PIL image at a time, transformed."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        mean, std = dataset.mean, dataset.std
+        steps = [transforms.ToTensor(), transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip()]
+        self.transform = transforms.Compose([transforms.ToPILImage(), *steps, transforms.Normalize(mean, std)])
+        self.images, self.labels = dataset.images["train"], dataset.labels["train"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.transform(self.images[index]), int(self.labels[index])
+
+
+def pipeline(dataset: Dataset) -> list[Row]:
+    """Images per second, cropped, flipped and normalised: ours on one thread, torchvision's loader with two workers."""
+    config = resolved("cnn", dataset, "data.val_size=0", "data.translate=4", "data.sides=[32]")
+    torch.set_num_threads(1)
+    model = make_model(config, dataset)
+    images, labels = (torch.from_numpy(values["train"]) for values in (dataset.images, dataset.labels))
+    ours = TrainBatches(images, labels.long(), config, 0, lambda: 0)
+    loader = DataLoader(_Pictures(dataset), batch_size=125, shuffle=True, num_workers=2, persistent_workers=True)
+
+    def seconds(batches: object, finish: object) -> float:
+        passed = timed()
+        for pixels, _ in batches:
+            finish(pixels)
+        return passed() / len(labels)
+
+    ours_each, other_each = alternate([partial(seconds, ours, model.normalise), partial(seconds, loader, lambda x: x)])
+    rates = [f"{1 / each:,.0f} images/s" for each in (ours_each, other_each)]
+    return [Row("2. input pipeline, against torchvision's loader", *rates, other_each / ours_each, "higher")]
+
+
+def step(dataset: Dataset) -> list[Row]:
+    """Arithmetic rate of the training step against that of a large matrix product in the same precision."""
+    rows = []
+    for name in ("cnn_speedrun", "cnn"):
+        config = resolved(name, dataset, "data.sides=[32]")
+        torch.set_num_threads(config.trainer.threads)
+        keep_freed_memory()
+        run, operations = _steps(config, dataset)
+        matrix = torch.randn(MATRIX, MATRIX).to(_dtype(config))
+
+        def product(matrix: torch.Tensor = matrix) -> float:
+            passed = timed()
+            matrix @ matrix
+            return passed()
+
+        ours, other = alternate([run, product], times=5)
+        rates = (operations / ours, 2 * MATRIX**3 / other)
+        text = [f"{rate / 1e9:.0f} GFLOP/s" for rate in rates]
+        label = f"3. training step of `{name}` against a matrix product, {config.trainer.precision}"
+        rows.append(Row(label, *text, rates[0] / rates[1], "higher"))
+    return rows
+
+
+def _steps(
+    config: Config, dataset: Dataset, memory_format: torch.memory_format = torch.channels_last
+) -> tuple[Callable[[], float], int]:
+    """A function that trains for some steps and returns the seconds, and the number of operations in them.
+
+    Counted are the convolutions and products of forward and backward pass; timed is the optimiser too.
+    """
+    model = make_model(config, dataset).to(memory_format=memory_format)
+    train, _ = split_train(dataset.labels["train"], config.data)
+    batch_size, micro = batch_sizes(config.trainer, len(train))
+    count = -(-IMAGES_PER_STEP // batch_size) * batch_size
+    images, labels = torch.from_numpy(dataset.images["train"][train]), torch.from_numpy(dataset.labels["train"][train])
+    batches = list(TrainBatches(images[:count], labels[:count].long(), config, 0, lambda: 0))
+    optimizer = make_optimizer(model, config.optim, _dtype(config))
+
+    def run() -> float:
+        passed = timed()
+        for index, batch in enumerate(batches):
+            _loss(model, config, *batch, 0.0).backward()
+            if (index + 1) * micro % batch_size == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+        return passed()
+
+    with FlopCounterMode(display=False) as counter:
+        for batch in batches:
+            _loss(model, config, *batch, 0.0).backward()
+    optimizer.zero_grad()
+    return run, counter.get_total_flops()
+
+
+def choices(dataset: Dataset) -> list[Row]:
+    """The training step of `cnn` as it is, against the same step with one choice made otherwise."""
+    rows = []
+    chosen = resolved("cnn", dataset, "data.sides=[32]", "trainer.precision=bf16")
+    for label, override, options in (
+        ("bf16 against fp32", "trainer.precision=fp32", {}),
+        ("parts of a batch against the whole batch", f"trainer.micro_batch_size={chosen.trainer.batch_size}", {}),
+        ("channels last against channels first", "data.sides=[32]", {"memory_format": torch.contiguous_format}),
+        ("freed memory kept against glibc's defaults", "data.sides=[32]", {"keep": False}),
+    ):
+        other = resolved("cnn", dataset, "data.sides=[32]", "trainer.precision=bf16", override)
+        measures = [partial(_in_child, chosen, dataset), partial(_in_child, other, dataset, **options)]
+        ours, otherwise = alternate(measures)
+        rows.append(Row(f"choice: {label}", *_seconds(ours, otherwise), ours / otherwise, "lower"))
+    return rows
+
+
+def _in_child(*arguments: object, **options: object) -> float:
+    """Seconds of a training step in a child process, which leaves this one's allocator as it is."""
+    here, there = FORK.Pipe()
+    child = FORK.Process(target=lambda: there.send(_step_seconds(*arguments, **options)))
+    child.start()
+    seconds = here.recv()
+    child.join()
+    return seconds
+
+
+def _step_seconds(
+    config: Config,
+    dataset: Dataset,
+    keep: bool = True,
+    memory_format: torch.memory_format = torch.channels_last,
+) -> float:
+    torch.set_num_threads(config.trainer.threads)
+    if keep:
+        keep_freed_memory()
+    run, _ = _steps(config, dataset, memory_format)
+    run()
+    return run()

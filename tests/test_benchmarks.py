@@ -1,0 +1,33 @@
+"""What the benchmarks compare is the same computation on both sides."""
+
+import pytest
+from conftest import EXPERIMENTS
+
+from benchmarks.inside import train_bare
+from benchmarks.table import Row, alternate
+from cifar_lab.config import load_config
+from cifar_lab.datasets import load_dataset
+from cifar_lab.train import resolve_config, train, weights_digest
+
+
+@pytest.mark.parametrize("name", ["linear", "cnn"])
+def test_the_bare_loop_trains_the_same_network_as_ours(workplace, tmp_path, name):
+    dataset = load_dataset("digits")[0]
+    config = resolve_config(load_config(str(EXPERIMENTS / f"{name}.toml"), ["trainer.epochs=2"]), dataset, "cpu")
+    model, seconds = train_bare(config, dataset)
+    assert weights_digest(model) == train(config, 0, dataset, tmp_path / "run", "cpu").weights_digest
+    assert seconds > 0
+
+
+def test_sides_are_measured_in_turn_and_their_medians_are_taken():
+    calls = []
+
+    def side(name, values):
+        return lambda: calls.append(name) or values.pop(0)
+
+    assert alternate([side("ours", [5, 1, 2]), side("other", [4, 9, 8])]) == [2, 8]
+    assert calls == ["ours", "other"] * 3
+
+
+def test_a_row_is_a_line_of_the_table():
+    assert str(Row("what", "1 s", "2 s", 0.5, "lower")) == "| what | 1 s | 2 s | 0.50 | lower |"
