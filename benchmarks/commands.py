@@ -74,7 +74,7 @@ def jobs(dataset: Dataset) -> list[Row]:
     """Two short runs of the CNN beside each other, against one after the other."""
 
     def rate(*arguments: str) -> float:
-        short = ("cnn", "--seeds", "2", "--epochs", "2", "--set", "data.sides=[24]")
+        short = ("cnn", "--seeds", "2", "--epochs", "1", "--set", "data.sides=[20]")
         return 2 * 60 / run_experiment(dataset, *short, *arguments)[0]
 
     threads = ("--set", f"trainer.threads={os.cpu_count()}")

@@ -44,7 +44,7 @@ def epoch(dataset: Dataset) -> list[Row]:
     rows = []
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
-    for name, overrides in (("cnn", ["trainer.epochs=2", "data.sides=[16, 32]"]), ("linear", [])):
+    for name, overrides in (("cnn", ["trainer.epochs=2", "data.sides=[16, 24]"]), ("linear", [])):
         config = resolved(name, dataset, *overrides)
         measures = (partial(_tracked_seconds, config, dataset), partial(_bare_seconds, config, dataset))
         ours, bare = (seconds / config.trainer.epochs for seconds in alternate(measures))
