@@ -1,6 +1,7 @@
 """Measure everything, or what is named, and print it; all of it is also written to RESULTS.md."""
 
 import argparse
+import logging
 import os
 import platform
 from datetime import date
@@ -32,6 +33,7 @@ def main() -> None:
     names = parser.parse_args().names or list(MEASURES)
     if unknown := set(names) - set(MEASURES):
         parser.error(f"no measure {', '.join(unknown)}; known: {', '.join(MEASURES)}")
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # not that it makes tables
     dataset, _ = load_dataset("cifar10")
     lines = [HEADER]
     print(HEADER, flush=True)

@@ -183,14 +183,12 @@ def step(dataset: Dataset) -> list[Row]:
     return rows
 
 
-def _steps(
-    config: Config, dataset: Dataset, memory_format: torch.memory_format = torch.channels_last
-) -> tuple[Callable[[], float], int]:
+def _steps(config: Config, dataset: Dataset) -> tuple[Callable[[], float], int]:
     """A function that trains for some steps and returns the seconds, and the number of operations in them.
 
     Counted are the convolutions and products of forward and backward pass; timed is the optimiser too.
     """
-    model = make_model(config, dataset).to(memory_format=memory_format)
+    model = make_model(config, dataset)
     train, _ = split_train(dataset.labels["train"], config.data)
     batch_size, micro = batch_sizes(config.trainer, len(train))
     count = -(-IMAGES_PER_STEP // batch_size) * batch_size
@@ -216,17 +214,13 @@ def _steps(
 
 def choices(dataset: Dataset) -> list[Row]:
     """The training step of `cnn` as it is, against the same step with one choice made otherwise."""
+    bf16, fp32 = (resolved("cnn", dataset, "data.sides=[32]", f"trainer.precision={name}") for name in ("bf16", "fp32"))
     rows = []
-    chosen = resolved("cnn", dataset, "data.sides=[32]", "trainer.precision=bf16")
-    for label, override, options in (
-        ("bf16 against fp32", "trainer.precision=fp32", {}),
-        ("parts of a batch against the whole batch", f"trainer.micro_batch_size={chosen.trainer.batch_size}", {}),
-        ("channels last against channels first", "data.sides=[32]", {"memory_format": torch.contiguous_format}),
-        ("freed memory kept against glibc's defaults", "data.sides=[32]", {"keep": False}),
+    for label, other in (
+        ("bf16 against fp32", partial(_in_child, fp32, dataset)),
+        ("freed memory kept against glibc's defaults", partial(_in_child, bf16, dataset, keep=False)),
     ):
-        other = resolved("cnn", dataset, "data.sides=[32]", "trainer.precision=bf16", override)
-        measures = [partial(_in_child, chosen, dataset), partial(_in_child, other, dataset, **options)]
-        ours, otherwise = alternate(measures)
+        ours, otherwise = alternate([partial(_in_child, bf16, dataset), other])
         rows.append(Row(f"choice: {label}", *_seconds(ours, otherwise), ours / otherwise, "lower"))
     return rows
 
@@ -241,15 +235,10 @@ def _in_child(*arguments: object, **options: object) -> float:
     return seconds
 
 
-def _step_seconds(
-    config: Config,
-    dataset: Dataset,
-    keep: bool = True,
-    memory_format: torch.memory_format = torch.channels_last,
-) -> float:
+def _step_seconds(config: Config, dataset: Dataset, keep: bool = True) -> float:
     torch.set_num_threads(config.trainer.threads)
     if keep:
         keep_freed_memory()
-    run, _ = _steps(config, dataset, memory_format)
+    run, _ = _steps(config, dataset)
     run()
     return run()
