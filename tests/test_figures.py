@@ -41,7 +41,7 @@ def test_comparison_has_a_dot_per_seed_the_interval_and_a_band(second, apart):
     values = {"a": np.array([0.4, 0.41, 0.43]), "b": np.array(second)}
     curves = {name: np.stack([seeds - 0.1, seeds], axis=1) for name, seeds in values.items()}
     summaries = [summarise(seeds) for seeds in values.values()]
-    *panels, right = plot_comparison(values, summaries, curves, "test/acc").axes
+    *panels, right = plot_comparison(values, summaries, curves, "test/acc", "val/acc").axes
     for axes, seeds, summary in zip(panels, values.values(), summaries, strict=True):
         dots, interval, mean = axes.lines
         assert dots.get_xdata().tolist() == seeds.tolist()
@@ -52,6 +52,7 @@ def test_comparison_has_a_dot_per_seed_the_interval_and_a_band(second, apart):
     limits = [np.subtract(*axes.get_xlim()) for axes in panels]
     assert limits[0] == pytest.approx(limits[1])  # the same scale
     assert (panels[0].get_xlim() != panels[1].get_xlim()) == apart
+    assert right.get_ylabel().startswith("val/acc, mean")
     np.testing.assert_allclose(right.lines[0].get_xydata(), [[1, 0.31333], [2, 0.41333]], atol=1e-4)
     band = right.collections[0].get_paths()[0].vertices[:, 1]
     assert band.max() - 0.41333 == pytest.approx(values["a"].std(ddof=1), abs=1e-4)
