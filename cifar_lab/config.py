@@ -79,7 +79,7 @@ class OptimConfig(Section):
 
     learning_rate: float = Field(0.05, gt=0, description="of SGD")
     momentum: float = Field(0.85, ge=0, lt=1, description="of SGD")
-    weight_decay: float = Field(0.02, ge=0, description="of SGD")
+    weight_decay: float = Field(0.0, ge=0, description="of SGD")
     filter_learning_rate: float = Field(0.12, gt=0, description="of Muon: share of a filter bank's norm per step")
     filter_momentum: float = Field(0.6, ge=0, lt=1, description="of Muon")
     label_smoothing: float = Field(0.2, ge=0, lt=1)

@@ -46,7 +46,7 @@ CHANGES = {
     "data.sides": "[16, 32]",
     "optim.learning_rate": 1,
     "optim.momentum": 0,
-    "optim.weight_decay": 0,
+    "optim.weight_decay": 0.01,
     "optim.filter_learning_rate": 1,
     "optim.filter_momentum": 0,
     "optim.label_smoothing": 0.1,
