@@ -13,7 +13,7 @@ from cifar_lab.datasets import Dataset
 from cifar_lab.optim import make_optimizer, make_schedule
 
 Batch = tuple[Tensor, Tensor]
-HEAD_SCALE = 72  # makes one learning rate suit the weights of the head and the shifts of batch norm
+HEAD_SCALE = 30  # makes one learning rate suit the weights of the head and the shifts of batch norm
 
 
 class NonFiniteLoss(UserError):
@@ -170,7 +170,7 @@ class CNN(Classifier):
             before = width
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(before, classes, bias=False)
-        nn.init.normal_(self.head.weight, std=0.28)
+        nn.init.normal_(self.head.weight)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
