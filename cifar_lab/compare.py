@@ -12,7 +12,6 @@ from cifar_lab import runs, store
 from cifar_lab.comparison import Difference, Sample, Summary, compare, summarise
 from cifar_lab.config import UsageError, UserError, load_config
 from cifar_lab.figures import plot_comparison
-from cifar_lab.provenance import CIRCUMSTANCES
 from cifar_lab.sources import staged
 
 
@@ -104,7 +103,7 @@ def _remarks(samples: Sequence[Sample], finished: Sequence[Sequence[Run]]) -> li
     common = set.intersection(*(set(sample.values) for sample in samples))
     if len(common) > 1 and (alone := set.union(*(set(sample.values) for sample in samples)) - common):
         lines.append(f"not all have these seeds: {', '.join(map(str, sorted(alone)))}")
-    for tag, name in CIRCUMSTANCES.items():
+    for tag, name in runs.CIRCUMSTANCES.items():
         if (kinds := len({run.data.tags.get(tag) for children in finished for run in children})) > 1:
             lines.append(f"the runs were not all made with the same {name}, but with {kinds}")
     return lines

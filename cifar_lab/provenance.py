@@ -3,13 +3,11 @@
 import hashlib
 import platform
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 
 import mlflow
 import pytorch_lightning
 import torch
-from mlflow.entities import Run
 
 from cifar_lab.config import Config
 from cifar_lab.datamodule import split_digest
@@ -17,21 +15,6 @@ from cifar_lab.datasets import Dataset
 from cifar_lab.sources import file_digest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-# What besides config, images and seed may change a run's bits: a run is continued only where all of it is the same.
-CIRCUMSTANCES = {
-    "code_digest": "code",
-    "lock_digest": "lock file",
-    "accelerator": "accelerator",
-    "device": "device",
-    "python": "Python",
-    "torch": "torch",
-    "pytorch_lightning": "pytorch_lightning",
-}
-
-
-def circumstances_that_differ(run: Run, tags: Mapping[str, str]) -> list[str]:
-    """Names of the CIRCUMSTANCES of `run` that are not those in `tags`."""
-    return [name for tag, name in CIRCUMSTANCES.items() if run.data.tags.get(tag) != tags[tag]]
 
 
 def run_tags(name: str, config: Config, dataset: Dataset, accelerator: str) -> dict[str, str]:

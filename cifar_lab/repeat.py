@@ -24,7 +24,7 @@ from cifar_lab.config import Config, UsageError
 from cifar_lab.datamodule import training_side
 from cifar_lab.datasets import Dataset
 from cifar_lab.progress import Progress
-from cifar_lab.provenance import CIRCUMSTANCES, circumstances_that_differ, run_tags
+from cifar_lab.provenance import run_tags
 from cifar_lab.worker import start_worker, train_one
 
 POLL_SECONDS = 1.0
@@ -62,8 +62,8 @@ class Repeats:
     def differences(self) -> list[str]:
         """What is not now as it was for runs that finished or can't go on, though their config is the same."""
         anew = [run for run in self.unfinished if int(run.data.tags["seed"]) in {*self.missing} - {*self.continuing}]
-        found = {name for run in [*self.finished, *anew] for name in circumstances_that_differ(run, self.tags)}
-        return [name for name in CIRCUMSTANCES.values() if name in found]
+        found = {name for run in [*self.finished, *anew] for name in runs.circumstances_that_differ(run, self.tags)}
+        return [name for name in runs.CIRCUMSTANCES.values() if name in found]
 
 
 def plan(

@@ -14,7 +14,7 @@ from mlflow.tracking import MlflowClient
 from cifar_lab import runs, store, tracking
 from cifar_lab.config import Config, UserError, load_config
 from cifar_lab.datasets import Dataset, find_cached, load_dataset
-from cifar_lab.provenance import CIRCUMSTANCES, run_tags
+from cifar_lab.provenance import run_tags
 from cifar_lab.repeat import end_dead_runs
 from cifar_lab.train import Epoch, resolve_accelerator
 from cifar_lab.worker import train_tracked
@@ -26,7 +26,7 @@ AROUND = {
     "git_dirty": "uncommitted code",
     "data_digest": "images",
     "split_digest": "split",
-    **CIRCUMSTANCES,
+    **runs.CIRCUMSTANCES,
 }
 
 

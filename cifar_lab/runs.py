@@ -9,9 +9,23 @@ from mlflow.tracking import MlflowClient
 
 from cifar_lab import store
 from cifar_lab.config import UserError
-from cifar_lab.provenance import circumstances_that_differ
 
 PAGE = 1000
+# What besides config, images and seed may change a run's bits: a run is continued only where all of it is the same.
+CIRCUMSTANCES = {
+    "code_digest": "code",
+    "lock_digest": "lock file",
+    "accelerator": "accelerator",
+    "device": "device",
+    "python": "Python",
+    "torch": "torch",
+    "pytorch_lightning": "pytorch_lightning",
+}
+
+
+def circumstances_that_differ(run: Run, tags: Mapping[str, str]) -> list[str]:
+    """Names of the CIRCUMSTANCES of `run` that are not those in `tags`."""
+    return [name for tag, name in CIRCUMSTANCES.items() if run.data.tags.get(tag) != tags[tag]]
 
 
 def _search(

@@ -8,7 +8,7 @@ from cifar_lab import store
 from cifar_lab.best import print_best
 from cifar_lab.compare import compare_experiments
 from cifar_lab.config import UserError, load_config
-from cifar_lab.provenance import CIRCUMSTANCES
+from cifar_lab.runs import CIRCUMSTANCES
 
 
 @pytest.fixture

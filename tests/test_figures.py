@@ -2,20 +2,25 @@ import numpy as np
 import pytest
 
 from cifar_lab.comparison import summarise
-from cifar_lab.figures import plot_comparison, plot_confusion, plot_learning_curves, to_pixels
+from cifar_lab.figures import ConfusionPlot, plot_comparison, plot_learning_curves
 
 COUNTS = np.array([[8, 2, 0], [1, 3, 0], [0, 0, 0]])
 
 
 def test_heatmap_shows_row_percentages_and_class_names():
-    axes = plot_confusion(COUNTS, ["cat", "dog", "ship"], "test").axes[0]
+    plot = ConfusionPlot(["cat", "dog", "ship"])
+    plot.pixels(COUNTS, "test")
+    axes = plot.axes
     assert [text.get_text() for text in axes.texts] == ["80", "20", "0", "25", "75", "0", "0", "0", "0"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog", "ship"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
 
 
-def test_pixels_are_drawn():
-    pixels = to_pixels(plot_confusion(COUNTS, ["cat", "dog", "ship"], "test"))
+def test_a_heatmap_does_not_show_the_one_before():
+    plot = ConfusionPlot(["cat", "dog", "ship"])
+    plot.pixels(COUNTS.T, "another")
+    pixels = plot.pixels(COUNTS, "test")
+    np.testing.assert_array_equal(pixels, ConfusionPlot(["cat", "dog", "ship"]).pixels(COUNTS, "test"))
     assert pixels.dtype == np.uint8
     assert pixels.shape[2] == 3
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
