@@ -1,5 +1,6 @@
 """Arrays in, matplotlib Figure or pixels out. Nothing here shows, saves or computes what was learned."""
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -54,6 +55,9 @@ class ConfusionPlot:
         for artist in self.cells, self.axes.title, *self.axes.texts:
             self.axes.draw_artist(artist)
         return np.asarray(self.canvas.buffer_rgba())[..., :3].copy()
+
+
+confusion_plot = functools.cache(ConfusionPlot)  # the same one for the runs of a process, which come one by one
 
 
 def plot_learning_curves(curves: Mapping[str, Mapping[str, np.ndarray]], title: str) -> Figure:

@@ -21,7 +21,7 @@ from cifar_lab import runs
 from cifar_lab.comparison import Summary, summarise
 from cifar_lab.config import Config
 from cifar_lab.datasets import Dataset
-from cifar_lab.figures import ConfusionPlot, plot_learning_curves
+from cifar_lab.figures import ConfusionPlot, confusion_plot, plot_learning_curves
 from cifar_lab.store import checkpoint_of, explain, impatient
 from cifar_lab.train import Epoch, Result
 
@@ -107,7 +107,7 @@ class EpochUploads:
         self.client, self.run_id = client, run_id
         self.epochs: Sequence[Epoch] = ()
         self.thread = ThreadPoolExecutor(1)
-        self.plot = self.thread.submit(ConfusionPlot, classes)
+        self.plot = self.thread.submit(confusion_plot, tuple(classes))
 
     def __enter__(self) -> "EpochUploads":
         self.logged = {point.step for point in self.client.get_metric_history(self.run_id, "train/acc")}
