@@ -77,7 +77,7 @@ class OptimConfig(Section):
     All rates rise linearly over the `warmup` and fall linearly to zero.
     """
 
-    learning_rate: float = Field(0.05, gt=0, description="of SGD")
+    learning_rate: float = Field(0.05, gt=0, description="of SGD; for the CNN 0.01 times the batch size does well")
     momentum: float = Field(0.85, ge=0, lt=1, description="of SGD")
     weight_decay: float = Field(0.0, ge=0, description="of SGD")
     filter_learning_rate: float = Field(0.12, gt=0, description="of Muon: share of a filter bank's norm per step")

@@ -19,7 +19,6 @@ class ConfusionPlot:
     """
 
     def __init__(self, classes: Sequence[str]) -> None:
-        self.classes = tuple(classes)
         figure = Figure(figsize=(8, 7), layout="constrained")
         self.canvas = FigureCanvasAgg(figure)
         self.axes = figure.add_subplot()

@@ -21,7 +21,7 @@ from cifar_lab import runs
 from cifar_lab.comparison import Summary, summarise
 from cifar_lab.config import Config
 from cifar_lab.datasets import Dataset
-from cifar_lab.figures import ConfusionPlot, confusion_plot, plot_learning_curves
+from cifar_lab.figures import confusion_plot, plot_learning_curves
 from cifar_lab.store import checkpoint_of, explain, impatient
 from cifar_lab.train import Epoch, Result
 
@@ -103,15 +103,14 @@ class EpochUploads:
     MlflowException if the server stays away for longer than MLflow's own retries last.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str, classes: Sequence[str]) -> None:
-        self.client, self.run_id = client, run_id
+    def __init__(self, client: MlflowClient, run_id: str, classes: tuple[str, ...]) -> None:
+        self.client, self.run_id, self.classes = client, run_id, classes
         self.epochs: Sequence[Epoch] = ()
-        self.thread = ThreadPoolExecutor(1)
-        self.plot = self.thread.submit(confusion_plot, tuple(classes))
 
     def __enter__(self) -> "EpochUploads":
         self.logged = {point.step for point in self.client.get_metric_history(self.run_id, "train/acc")}
         self._find_drawn()
+        self.thread = ThreadPoolExecutor(1)
         return self
 
     def _find_drawn(self) -> None:
@@ -139,7 +138,8 @@ class EpochUploads:
                 self.client.log_batch(self.run_id, metrics=metrics)
                 self.logged.add(epoch.number)
             if epoch.confusion is not None and epoch.number not in self.drawn:
-                pixels = self.plot.result().pixels(epoch.confusion.numpy(), f"validation, epoch {epoch.number}")
+                plot, title = confusion_plot(self.classes), f"validation, epoch {epoch.number}"
+                pixels = plot.pixels(epoch.confusion.numpy(), title)
                 try:
                     self.client.log_image(self.run_id, pixels, key="val_confusion", step=epoch.number)
                 except (MlflowException, OSError):
@@ -158,7 +158,7 @@ def _step(path: str) -> int:
     return int(re.search(r"\+step\+(\d+)\+", path).group(1))
 
 
-def log_result(client: MlflowClient, run_id: str, result: Result, plot: ConfusionPlot, checkpoint: Path) -> None:
+def log_result(client: MlflowClient, run_id: str, result: Result, classes: tuple[str, ...], checkpoint: Path) -> None:
     """Test metrics, confusion counts and heatmaps, per-class scores, learning curves, checkpoint, weights digest."""
     name, last = client.get_run(run_id).info.run_name, result.epochs[-1]
     # the last epoch's time: logged again after an interruption, they are the same points
@@ -166,10 +166,10 @@ def log_result(client: MlflowClient, run_id: str, result: Result, plot: Confusio
     client.log_batch(run_id, metrics=metrics)
     confusions = {"val": last.confusion, "test": result.model.confusion["test"]}
     for stage in ["val", "test"] if last.confusion is not None else ["test"]:
-        counts, classes = confusions[stage].cpu().numpy(), plot.classes
+        counts = confusions[stage].cpu().numpy()
         table = [["true \\ predicted", *classes], *([label, *row] for label, row in zip(classes, counts, strict=True))]
         client.log_text(run_id, _csv(table), f"confusion/{stage}.csv")
-        client.log_image(run_id, plot.pixels(counts, f"{name}, {stage}"), f"confusion/{stage}.png")
+        client.log_image(run_id, confusion_plot(classes).pixels(counts, f"{name}, {stage}"), f"confusion/{stage}.png")
         client.log_text(run_id, _csv(_class_scores(counts, classes)), f"per_class/{stage}.csv")
     curves = {
         stage: {m: np.array([epoch.metrics[f"{stage}/{m}"] for epoch in result.epochs]) for m in ("loss", "acc")}

@@ -99,7 +99,7 @@ def train_tracked(
     with tracking.continued_run(client, run, config, dataset) as run_id:
         with tracking.EpochUploads(client, run_id, dataset.classes) as uploads:
             result = train(config, seed, dataset, checkpoint, accelerator, report_both, callbacks)
-        tracking.log_result(client, run_id, result, uploads.plot.result(), checkpoint)
+        tracking.log_result(client, run_id, result, dataset.classes, checkpoint)
     shutil.rmtree(checkpoint.parent, ignore_errors=True)
 
 
