@@ -95,7 +95,7 @@ class TrainerConfig(Section):
         None, ge=1, description="images that go through the network at once; the whole batch if not given"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 where the device has it in hardware"
+        "auto", description="auto: bf16 where that is faster on the device, else fp32"
     )
     threads: int = Field(1, ge=1, description="CPU threads of one run; they determine its last bits")
     tta: bool = Field(False, description="score the test set also with test-time augmentation")
