@@ -21,7 +21,7 @@ READY := .venv/ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup experiment reproduce compare best ui relocate test bench lint audit lock
+.PHONY: help setup experiment pairs reproduce compare best ui relocate test bench lint audit lock
 LAB := $(BIN)python -m cifar_lab
 
 help:  ## list the targets
@@ -39,8 +39,13 @@ help:  ## list the targets
 
 setup: $(READY)  ## make .venv from requirements.lock; again only when that changes
 
+TRAIN = $(EXPERIMENTS) --seeds $(SEEDS) $(if $(EPOCHS),--epochs $(EPOCHS)) --data $(DATA) --accelerator $(ACCELERATOR) --jobs $(JOBS)
+
 experiment: $(READY)  ## train EXPERIMENTS with SEEDS, track everything, name the best run
-	$(LAB) experiment $(EXPERIMENTS) --seeds $(SEEDS) $(if $(EPOCHS),--epochs $(EPOCHS)) --data $(DATA) --accelerator $(ACCELERATOR) --jobs $(JOBS)
+	$(LAB) experiment $(TRAIN)
+
+pairs: $(READY)  ## train EXPERIMENTS also with a classifier for each pair of classes, say which is better
+	$(LAB) pairs $(TRAIN)
 
 reproduce: $(READY)  ## train the run RUN again and say whether it comes out identical
 	$(LAB) reproduce $(or $(RUN),$(error give RUN=<run id>; make best and make ui show ids)) --tolerance $(TOLERANCE) --accelerator $(ACCELERATOR)

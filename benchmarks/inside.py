@@ -19,10 +19,11 @@ from torchvision import transforms
 
 from benchmarks.table import Row, alternate, timed
 from cifar_lab import provenance, tracking, worker
+from cifar_lab.classifier import Classifier
 from cifar_lab.config import Config, load_config
 from cifar_lab.datamodule import EVALUATION_BATCH, Batches, TrainBatches, batch_sizes, derive_seed, split_train
 from cifar_lab.datasets import Dataset
-from cifar_lab.models import Classifier, make_model
+from cifar_lab.models import make_model
 from cifar_lab.optim import make_optimizer, make_schedule
 from cifar_lab.train import INITIALISATION, keep_freed_memory, resolve_config
 

@@ -25,16 +25,7 @@ def compare_experiments(names: Sequence[str], metric: str, figure: Path) -> int:
     for parent, children in zip(parents, finished, strict=True):
         if metric not in children[0].data.metrics:
             raise UsageError(f"--metric {metric}: {parent.info.run_name} has none; its config says why (data, trainer)")
-    samples = [
-        Sample(
-            _label(parent, parents),
-            metric,
-            client.get_experiment(parent.info.experiment_id).name + " " + parent.data.tags["data_digest"][:12],
-            parent.data.tags["split_digest"],
-            {int(run.data.tags["seed"]): run.data.metrics[metric] for run in children},
-        )
-        for parent, children in zip(parents, finished, strict=True)
-    ]
+    samples = [sample_of(client, parent, metric, _label(parent, parents)) for parent in parents]
     differences = compare(samples)
     summaries = [summarise(list(sample.values.values())) for sample in samples]
     print(f"{metric}{_unit(metric)}; images {samples[0].data}, split {samples[0].split}\n")
@@ -58,6 +49,17 @@ def compare_experiments(names: Sequence[str], metric: str, figure: Path) -> int:
         plot_comparison(values, summaries, curves, metric, curve).savefig(path, format=figure.suffix[1:], dpi=110)
     print(f"\ndrawn in {figure}")
     return 0
+
+
+def sample_of(client: MlflowClient, parent: Run, metric: str, name: str) -> Sample:
+    """What the finished runs under `parent` gave."""
+    return Sample(
+        name,
+        metric,
+        client.get_experiment(parent.info.experiment_id).name + " " + parent.data.tags["data_digest"][:12],
+        parent.data.tags["split_digest"],
+        {int(run.data.tags["seed"]): run.data.metrics[metric] for run in runs.finished_runs(client, parent)},
+    )
 
 
 def _find_repeats(client: MlflowClient, name: str) -> Run:

@@ -45,20 +45,23 @@ class LinearConfig(Section):
     """Multinomial logistic regression on the 3,072 pixel values."""
 
     kind: Literal["linear"]
+    one_vs_one: bool = Field(False, description="a two-class classifier for each pair of classes, coupled into one")
 
 
 class CNNConfig(Section):
     """Whitened 2x2 patches, then three blocks of `depth` 3x3 convolutions, each with its width in channels."""
 
     kind: Literal["cnn"]
+    one_vs_one: bool = Field(False, description="as of the linear model, with one network below all of them")
     directions: int = Field(12, ge=1, le=12, description="of the 12 of a patch, by falling variance; two channels each")
     widths: tuple[Size, Size, Size] = Field((64, 256, 256), strict=False)
     depth: int = Field(2, ge=1)
 
 
 class DataConfig(Section):
-    """Split and augmentation."""
+    """Classes, split and augmentation."""
 
+    classes: tuple[str, ...] = Field((), strict=False, description="two or more of the data set's; all if not given")
     val_size: int | None = Field(None, ge=0, description="images held out; a tenth of the training set if not given")
     split_seed: int = Field(0, ge=0)
     flip: bool = Field(True, description="mirror every other time a training image is seen")
@@ -69,6 +72,12 @@ class DataConfig(Section):
         min_length=1,
         description="of training images, pixels; each for an equal part of the epochs",
     )
+
+    @model_validator(mode="after")
+    def _different_classes(self) -> Self:
+        if len(self.classes) == 1 or len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"data.classes = {list(self.classes)}: name two or more different classes")
+        return self
 
 
 class OptimConfig(Section):

@@ -3,16 +3,19 @@
 import contextlib
 import hashlib
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
 
 from cifar_lab import imagefiles, official
+from cifar_lab.config import UsageError
 from cifar_lab.sources import DATA, SPLITS, DataError, Images, Source, Unreachable, staged
 
 PLACES = (DATA, Path("../shared/data"))
+LONGEST_NAME = 30  # of classes, in that of their MLflow experiment
 
 
 @dataclass(frozen=True)
@@ -88,18 +91,56 @@ def open_dataset(folder: Path) -> Dataset:
     )
 
 
-def _write(source: Images, folder: Path) -> None:
-    pixels = source.images["train"].reshape(-1, 3)
+def select_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:
+    """The images of `classes` alone, a data set with a name of its own; `dataset` itself if none are named.
+
+    Labels count the chosen classes in the order of the data set; `digest` stays that of the images chosen from.
+    Raises UsageError for a class that is not there.
+    """
+    if not classes:
+        return dataset
+    if unknown := sorted(set(classes) - set(dataset.classes)):
+        known = ", ".join(dataset.classes)
+        raise UsageError(f"data.classes: {dataset.title} has no class {', '.join(unknown)}; it has: {known}")
+    chosen = tuple(name for name in dataset.classes if name in classes)
+    numbers = np.array([dataset.classes.index(name) for name in chosen], np.uint8)
+    kept = {split: np.isin(labels, numbers) for split, labels in dataset.labels.items()}
+    images = {split: dataset.images[split][kept[split]] for split in SPLITS}
+    labels = {split: np.searchsorted(numbers, dataset.labels[split][kept[split]]).astype(np.uint8) for split in SPLITS}
+    suffix = "-".join(chosen).replace(" ", "_")
+    if len(suffix) > LONGEST_NAME:
+        suffix = f"{len(chosen)}-classes-{hashlib.sha256(suffix.encode()).hexdigest()[:6]}"
+    mean, std = _channel_statistics(images["train"])
+    title = f"{dataset.title}, only {', '.join(chosen) if len(chosen) < 4 else f'{len(chosen)} classes'}"
+    return replace(
+        dataset,
+        name=f"{dataset.name}-{suffix}",
+        title=title,
+        classes=chosen,
+        mean=mean,
+        std=std,
+        images=images,
+        labels=labels,
+    )
+
+
+def _channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, scaled to [0, 1]."""
+    pixels = images.reshape(-1, 3)
     counts = np.stack([np.bincount(pixels[:, channel], minlength=256) for channel in range(3)]) / len(pixels)
     values = np.arange(256) / 255
     mean = counts @ values
-    std = np.sqrt(counts @ values**2 - mean**2)
+    return tuple(mean.tolist()), tuple(np.sqrt(counts @ values**2 - mean**2).tolist())
+
+
+def _write(source: Images, folder: Path) -> None:
+    mean, std = _channel_statistics(source.images["train"])
     meta = {
         "name": source.name,
         "title": source.title,
         "classes": source.classes,
-        "mean": mean.tolist(),
-        "std": std.tolist(),
+        "mean": mean,
+        "std": std,
         "digest": _digest(source.classes, source.images, source.labels),
     }
     with staged(folder) as path:

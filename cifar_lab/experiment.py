@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from rich.table import Table
 from cifar_lab import champion, repeat, runs, store, ui
 from cifar_lab.comparison import summarise
 from cifar_lab.config import Config
-from cifar_lab.datasets import Dataset
+from cifar_lab.datasets import Dataset, select_classes
 from cifar_lab.progress import clock
 from cifar_lab.train import resolve_accelerator, resolve_config
 
@@ -27,18 +27,17 @@ def run_experiments(
     stand_in_because: str,
     accelerator: str,
     jobs: int | None,
-) -> int:
-    """Train what is missing of `configs` times `seeds`; returns 0, 1 if a run failed, 130 if interrupted."""
+) -> tuple[int, list[repeat.Repeats]]:
+    """Train what is missing of `configs` times `seeds`; gives the plan and 0, 1 if a run failed, 130 if interrupted."""
     console = Console(highlight=False, markup=False)
     accelerator = resolve_accelerator(accelerator)
-    configs = {name: resolve_config(config, dataset, accelerator) for name, config in configs.items()}
-    announcement = _announcement(dataset, stand_in_because)
+    datasets = {name: select_classes(dataset, config.data.classes) for name, config in configs.items()}
+    configs = {name: resolve_config(config, datasets[name], accelerator) for name, config in configs.items()}
+    announcement = _announcement(datasets.values(), stand_in_because)
     console.print(announcement)
     client = store.connect(make=True)
     with store.planning():
-        experiment_id = store.open_experiment(client, dataset.name)
-        ui.save_views(client, experiment_id)
-        plan = repeat.plan(client, experiment_id, configs, seeds, dataset, accelerator)
+        plan = repeat.plan(client, configs, seeds, datasets, accelerator)
     jobs = repeat.choose_jobs(jobs, plan, accelerator)
     for item in plan:
         going_on = f", {len(item.continuing)} of them continued" if item.continuing else ""
@@ -47,26 +46,30 @@ def run_experiments(
             console.print(
                 f"  not the same as before: {differences}. Finished runs are kept, unfinished ones start anew"
             )
-    failed, interrupted = repeat.train_missing(client, plan, dataset, accelerator, jobs, console)
+    failed, interrupted = repeat.train_missing(client, plan, accelerator, jobs, console)
     if interrupted:
         with contextlib.suppress(MlflowException), store.impatient():
             console.print(_results(client, plan, interrupted))
     else:
         console.print(_results(client, plan, interrupted))
-        for line in [*_crown(client, experiment_id, plan, dataset), *ui.view_addresses(client, experiment_id)]:
-            console.print(line, soft_wrap=True)
+        for items in _by_dataset(plan).values():
+            for line in [*_crown(client, items), *ui.view_addresses(client, items[0].parent.info.experiment_id)]:
+                console.print(line, soft_wrap=True)
     if stand_in_because:
         console.print(announcement)
     for name, reason in failed.items():
         console.print(f"{name} failed: {reason}", soft_wrap=True)
     if interrupted:
         console.print("interrupted; the same command continues where it stopped")
-    return 130 if interrupted else 1 if failed else 0
+    return 130 if interrupted else 1 if failed else 0, plan
 
 
-def _announcement(dataset: Dataset, stand_in_because: str) -> Panel:
-    counts = f"{len(dataset.labels['train']):,} training and {len(dataset.labels['test']):,} test images"
-    text = f"{dataset.title}: {counts}, MLflow experiment {dataset.name!r}"
+def _announcement(datasets: Iterable[Dataset], stand_in_because: str) -> Panel:
+    lines = []
+    for dataset in datasets:
+        counts = f"{len(dataset.labels['train']):,} training and {len(dataset.labels['test']):,} test images"
+        lines.append(f"{dataset.title}: {counts}, MLflow experiment {dataset.name!r}")
+    text = "\n".join(dict.fromkeys(lines))
     if not stand_in_because:
         return Panel(text)
     warning = f"NOT CIFAR-10. {stand_in_because}. A stand-in is used instead; its results say nothing about CIFAR-10."
@@ -95,9 +98,17 @@ def _results(client: MlflowClient, plan: Sequence[repeat.Repeats], interrupted: 
     return table
 
 
-def _crown(client: MlflowClient, experiment_id: str, plan: Sequence[repeat.Repeats], dataset: Dataset) -> list[str]:
-    """Make the best run the champion; the lines that name it."""
-    item = next((item for item in plan if item.config.data.val_size), None)
+def _by_dataset(plan: Sequence[repeat.Repeats]) -> dict[str, list[repeat.Repeats]]:
+    found: dict[str, list[repeat.Repeats]] = {}
+    for item in plan:
+        found.setdefault(item.dataset.name, []).append(item)
+    return found
+
+
+def _crown(client: MlflowClient, items: Sequence[repeat.Repeats]) -> list[str]:
+    """Make the best run on the data set of these repeats its champion; the lines that name it."""
+    dataset, experiment_id = items[0].dataset, items[0].parent.info.experiment_id
+    item = next((item for item in items if item.config.data.val_size), None)
     if item is None:
         return ["no images are held out (data.val_size = 0), so there is nothing to choose a best run by"]
     ranking = runs.ranked_runs(client, experiment_id, item.tags["data_digest"], item.tags["split_digest"])

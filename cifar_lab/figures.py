@@ -11,6 +11,8 @@ from matplotlib.ticker import MaxNLocator
 
 from cifar_lab.comparison import Summary
 
+ANNOTATED = 25  # classes; with more there is no room for numbers in the cells
+
 
 class ConfusionPlot:
     """Heatmaps of confusion counts, rows true and columns predicted, each row as shares of its sum.
@@ -57,6 +59,30 @@ class ConfusionPlot:
 
 
 confusion_plot = functools.cache(ConfusionPlot)  # the same one for the runs of a process, which come one by one
+
+
+def plot_pairs(accuracies: np.ndarray, classes: Sequence[str], title: str) -> Figure:
+    """Heatmap of the accuracy on each pair of classes; accuracies: (pairs,), pairs as in itertools.combinations."""
+    matrix = np.full((len(classes), len(classes)), np.nan)
+    first, second = np.triu_indices(len(classes), 1)
+    matrix[second, first] = accuracies
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    axes = figure.add_subplot()
+    sns.heatmap(
+        100 * matrix[1:, :-1],
+        cmap="rocket",
+        annot=len(classes) <= ANNOTATED,
+        fmt=".1f",
+        square=True,
+        xticklabels=classes[:-1],
+        yticklabels=classes[1:],
+        cbar_kws={"label": "accuracy on the images of the two classes, percent"},
+        ax=axes,
+    )
+    axes.set_title(title)
+    axes.tick_params(axis="x", rotation=45)
+    axes.tick_params(axis="y", rotation=0)
+    return figure
 
 
 def plot_learning_curves(curves: Mapping[str, Mapping[str, np.ndarray]], title: str) -> Figure:

@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 
-from cifar_lab import runs, store, tracking
+from cifar_lab import results, runs, store, tracking, ui
 from cifar_lab.config import Config, UsageError
 from cifar_lab.datamodule import training_side
 from cifar_lab.datasets import Dataset
@@ -40,6 +40,7 @@ class Repeats:
 
     name: str
     config: Config
+    dataset: Dataset
     parent: Run
     seeds: tuple[int, ...]
     finished: tuple[Run, ...]
@@ -68,27 +69,31 @@ class Repeats:
 
 def plan(
     client: MlflowClient,
-    experiment_id: str,
     configs: Mapping[str, Config],
     seeds: Sequence[int],
-    dataset: Dataset,
+    datasets: Mapping[str, Dataset],
     accelerator: str,
 ) -> list[Repeats]:
-    """The repeats that `configs` and `seeds` ask for; a config that never ran gets its parent run.
+    """The repeats that `configs` and `seeds` ask for on their `datasets`; a config that never ran gets its parent run.
 
     Raises UsageError, before anything is written, if a split is impossible or two configs are the same.
     """
-    tags = {name: run_tags(name, config, dataset, accelerator) for name, config in configs.items()}
+    tags = {name: run_tags(name, config, datasets[name], accelerator) for name, config in configs.items()}
     if len({tag["config_hash"] for tag in tags.values()}) < len(tags):
         raise UsageError(f"two of the experiments {', '.join(configs)} are the same: no setting differs")
-    end_dead_runs(client, experiment_id)
     repeats = []
     for name, config in configs.items():
+        dataset = datasets[name]
+        experiment_id = store.open_experiment(client, dataset.name)
+        ui.save_views(client, experiment_id)
+        end_dead_runs(client, experiment_id)
         parent = tracking.open_parent(client, experiment_id, name, config, dataset, tags[name])
         finished, unfinished = runs.finished_runs(client, parent), runs.unfinished_runs(client, parent)
         for run in finished:
             shutil.rmtree(store.checkpoint_of(run.info.run_id).parent, ignore_errors=True)
-        repeats.append(Repeats(name, config, parent, tuple(seeds), tuple(finished), tuple(unfinished), tags[name]))
+        repeats.append(
+            Repeats(name, config, dataset, parent, tuple(seeds), tuple(finished), tuple(unfinished), tags[name])
+        )
     return repeats
 
 
@@ -114,7 +119,7 @@ def choose_jobs(jobs: int | None, repeats: Sequence[Repeats], accelerator: str) 
 
 
 def train_missing(
-    client: MlflowClient, repeats: Sequence[Repeats], dataset: Dataset, accelerator: str, jobs: int, console: Console
+    client: MlflowClient, repeats: Sequence[Repeats], accelerator: str, jobs: int, console: Console
 ) -> tuple[dict[str, str], bool]:
     """Train every missing run, `jobs` at a time; returns why runs failed, by run name, and whether it was interrupted.
 
@@ -144,11 +149,12 @@ def train_missing(
             while left and deaths < DEATHS:
                 before = len(left)
                 try:
-                    _train_in_workers(left, failed, dataset, accelerator, jobs, console, show)
+                    _train_in_workers(left, failed, accelerator, jobs, console, show)
                 except BrokenProcessPool:
                     console.print("a worker process died; its runs go on in new ones", soft_wrap=True)
                     with contextlib.suppress(MlflowException):  # it is done again at the next start
-                        end_dead_runs(client, repeats[0].parent.info.experiment_id)
+                        for r in repeats:
+                            end_dead_runs(client, r.parent.info.experiment_id)
                     deaths = deaths + 1 if len(left) == before else 1
         except KeyboardInterrupt:
             return failed, True
@@ -158,7 +164,6 @@ def train_missing(
 def _train_in_workers(
     left: list[tuple[Repeats, int]],
     failed: dict[str, str],
-    dataset: Dataset,
     accelerator: str,
     jobs: int,
     console: Console,
@@ -175,7 +180,7 @@ def _train_in_workers(
     with ProcessPoolExecutor(jobs, context, start_worker, (settings,)) as pool:
 
         def submit(r: Repeats, seed: int) -> Future:
-            return pool.submit(train_one, r.parent, r.config, {**r.tags, "seed": str(seed)}, dataset.folder)
+            return pool.submit(train_one, r.parent, r.config, {**r.tags, "seed": str(seed)}, r.dataset.folder)
 
         try:
             handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the driver to answer
@@ -223,7 +228,7 @@ def summarise_repeats(client: MlflowClient, repeats: Repeats, interrupted: bool)
         for point in client.get_metric_history(parent.info.run_id, "n"):
             if point.value != len(finished):  # of runs deleted since: the new points have to be the later ones
                 ended = max(ended, point.timestamp + 1)
-        tracking.log_repeats(client, parent.info.run_id, values, curves, ended)
+        results.log_repeats(client, parent.info.run_id, values, curves, ended)
     complete = {int(run.data.tags["seed"]) for run in finished}.issuperset(repeats.seeds)
     tracking.mark(client, parent.info.run_id, "FINISHED" if complete else "KILLED" if interrupted else "FAILED")
     return finished

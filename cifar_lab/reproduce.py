@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 
 from cifar_lab import runs, store, tracking
 from cifar_lab.config import Config, UserError, load_config
-from cifar_lab.datasets import Dataset, find_cached, load_dataset
+from cifar_lab.datasets import Dataset, find_cached, load_dataset, select_classes
 from cifar_lab.provenance import run_tags
 from cifar_lab.repeat import end_dead_runs
 from cifar_lab.train import Epoch, resolve_accelerator
@@ -64,7 +64,8 @@ def reproduce(prefix: str, tolerance: float, accelerator: str, data_dir: Path | 
     original = runs.find_run(client, prefix)
     if original.data.tags.get("kind") not in ("run", "reproduction") or original.info.status != "FINISHED":
         raise UserError(f"run {prefix} is not a finished run ({original.info.run_name}, {original.info.status})")
-    config, dataset = _config(client, original), _dataset(client, original, data_dir)
+    config = _config(client, original)
+    dataset = select_classes(_dataset(client, original, data_dir), config.data.classes)
     if accelerator == "auto":
         accelerator = _accelerator(original.data.tags["accelerator"])
     accelerator = resolve_accelerator(accelerator)
@@ -92,7 +93,7 @@ def _dataset(client: MlflowClient, run: Run, data_dir: Path | None) -> Dataset:
     if data_dir is None and (found := find_cached(run.data.tags["data_digest"])):
         return found
     name = client.get_experiment(run.info.experiment_id).name
-    return load_dataset("digits" if name == "digits" else "cifar10", data_dir)[0]
+    return load_dataset("digits" if name.startswith("digits") else "cifar10", data_dir)[0]
 
 
 def _train(client: MlflowClient, original: Run, config: Config, dataset: Dataset, accelerator: str) -> Run:

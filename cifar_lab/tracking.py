@@ -7,26 +7,21 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
-import numpy as np
 from mlflow.entities import Dataset as DatasetEntity
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
-from sklearn.metrics import precision_recall_fscore_support
 
 from cifar_lab import runs
-from cifar_lab.comparison import Summary, summarise
 from cifar_lab.config import Config
 from cifar_lab.datasets import Dataset
-from cifar_lab.figures import confusion_plot, plot_learning_curves
+from cifar_lab.figures import confusion_plot
 from cifar_lab.store import checkpoint_of, explain, impatient
-from cifar_lab.train import Epoch, Result
+from cifar_lab.train import Epoch
 
 ERROR = "error.txt"  # artifact with the traceback of a failed run
-BATCH = 1000  # points that MLflow takes in one call
 
 
 def open_parent(
@@ -158,92 +153,6 @@ def _step(path: str) -> int:
     return int(re.search(r"\+step\+(\d+)\+", path).group(1))
 
 
-def log_result(client: MlflowClient, run_id: str, result: Result, classes: tuple[str, ...], checkpoint: Path) -> None:
-    """Test metrics, confusion counts and heatmaps, per-class scores, learning curves, checkpoint, weights digest."""
-    name, last = client.get_run(run_id).info.run_name, result.epochs[-1]
-    # the last epoch's time: logged again after an interruption, they are the same points
-    metrics = [Metric(metric, value, last.ended, last.number) for metric, value in result.test.items()]
-    client.log_batch(run_id, metrics=metrics)
-    confusions = {"val": last.confusion, "test": result.model.confusion["test"]}
-    for stage in ["val", "test"] if last.confusion is not None else ["test"]:
-        counts = confusions[stage].cpu().numpy()
-        table = [["true \\ predicted", *classes], *([label, *row] for label, row in zip(classes, counts, strict=True))]
-        client.log_text(run_id, _csv(table), f"confusion/{stage}.csv")
-        client.log_image(run_id, confusion_plot(classes).pixels(counts, f"{name}, {stage}"), f"confusion/{stage}.png")
-        client.log_text(run_id, _csv(_class_scores(counts, classes)), f"per_class/{stage}.csv")
-    curves = {
-        stage: {m: np.array([epoch.metrics[f"{stage}/{m}"] for epoch in result.epochs]) for m in ("loss", "acc")}
-        for stage in ("train", "val")
-        if f"{stage}/acc" in last.metrics
-    }
-    client.log_figure(run_id, plot_learning_curves(curves, name), "learning_curves.png")
-    client.log_artifact(run_id, str(checkpoint), "checkpoints")
-    client.set_tag(run_id, "weights_digest", result.weights_digest)
-
-
 def log_verdict(client: MlflowClient, run_id: str, verdict: str) -> None:
     """What a reproduction found, as its description."""
     client.set_tag(run_id, "mlflow.note.content", verdict)
-
-
-def _class_scores(counts: np.ndarray, classes: Sequence[str]) -> list[Sequence[object]]:
-    true, predicted = np.indices(counts.shape).reshape(2, -1)
-    scores = precision_recall_fscore_support(true, predicted, sample_weight=counts.ravel(), zero_division=0)
-    rows = zip(classes, *scores, strict=True)
-    header = ("class", "precision", "recall", "f1", "images")
-    return [header, *((name, f"{p:.4f}", f"{r:.4f}", f"{f1:.4f}", int(n)) for name, p, r, f1, n in rows)]
-
-
-def _csv(rows: Sequence[Sequence[object]]) -> str:
-    return "".join(",".join(map(str, row)) + "\n" for row in rows)
-
-
-def log_repeats(
-    client: MlflowClient,
-    parent_id: str,
-    metrics: Mapping[str, Mapping[int, float]],
-    curves: Mapping[str, Mapping[str, np.ndarray]],
-    ended: int,
-) -> None:
-    """Statistics over seeds on the parent run; of the same runs always the same points, however often it is called.
-
-    metrics: of each name ("test/acc") its value by seed; curves: of each stage its "loss" and "acc", (seeds, epochs);
-    ended: when the last of the runs ended, ms since 1970.
-    """
-    summaries = {name: summarise(list(values.values())) for name, values in metrics.items()}
-    points = [
-        Metric(f"{stage}/{metric}_mean", float(mean), ended, epoch)
-        for stage in curves
-        for metric, values in curves[stage].items()
-        for epoch, mean in enumerate(values.mean(axis=0), 1)
-    ]
-    epochs = curves["train"]["acc"].shape[1]
-    values = {"n": float(len(metrics["test/acc"]))}
-    for name, summary in summaries.items():
-        fields = {"mean": summary.mean, "std": summary.std, "ci_low": summary.ci_low, "ci_high": summary.ci_high}
-        if name.startswith("val"):
-            del fields["mean"]  # the last point of the curve
-        values |= {f"{name}_{field}": value for field, value in fields.items() if not np.isnan(value)}
-    points += [Metric(name, value, ended, epochs) for name, value in values.items()]
-    for piece in range(0, len(points), BATCH):
-        client.log_batch(parent_id, metrics=points[piece : piece + BATCH])
-    run = client.get_run(parent_id)
-    client.log_figure(
-        parent_id, plot_learning_curves(curves, f"{run.info.run_name}, {int(values['n'])} seeds"), "learning_curves.png"
-    )
-    client.set_tag(parent_id, "mlflow.note.content", results_table(metrics, summaries))
-
-
-def results_table(metrics: Mapping[str, Mapping[int, float]], summaries: Mapping[str, Summary]) -> str:
-    """Markdown: a row per seed, then mean, sample standard deviation and 95 % interval."""
-    names = list(metrics)
-    rows = ["| seed | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
-    for seed in sorted(metrics[names[0]]):
-        rows.append(f"| {seed} | " + " | ".join(f"{metrics[name][seed]:.4f}" for name in names) + " |")
-    for label, text in (
-        ("mean", lambda s: f"{s.mean:.4f}"),
-        ("std", lambda s: f"{s.std:.4f}"),
-        ("95 % interval", lambda s: f"{s.ci_low:.4f} to {s.ci_high:.4f}"),
-    ):
-        rows.append(f"| **{label}** | " + " | ".join(text(summaries[name]) for name in names) + " |")
-    return "\n".join(rows)

@@ -19,10 +19,11 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from cifar_lab.classifier import Classifier
 from cifar_lab.config import Config, UsageError, UserError
 from cifar_lab.datamodule import CIFAR10DataModule, batch_sizes, derive_seed
 from cifar_lab.datasets import Dataset
-from cifar_lab.models import Classifier, make_model
+from cifar_lab.models import make_model
 from cifar_lab.sources import staged
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
@@ -185,8 +186,13 @@ def resolve_accelerator(accelerator: str) -> str:
 
 
 def resolve_config(config: Config, dataset: Dataset, accelerator: str) -> Config:
-    """`config` with what depends on the images or the device made explicit: validation size, and precision "auto"."""
+    """`config` with what depends on the images or the device made explicit: classes, validation size, precision.
+
+    `dataset` is that of the chosen classes (see select_classes).
+    """
     data = config.data
+    if data.classes:
+        data = data.model_copy(update={"classes": dataset.classes})
     if data.val_size is None:
         data = data.model_copy(update={"val_size": len(dataset.labels["train"]) // 10})
     precision = config.trainer.precision

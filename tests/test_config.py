@@ -36,6 +36,8 @@ def test_hash_depends_on_every_setting_and_on_the_images_only(tmp_path):
 
 
 CHANGES = {
+    "model.one_vs_one": "true",
+    "data.classes": "['cat', 'dog']",
     "model.directions": 8,
     "model.widths": "[64, 256, 255]",
     "model.depth": 1,
@@ -66,9 +68,9 @@ CHANGES = {
         (
             '[model]\nkind = "cnn"\nwidht = 3\n',
             None,
-            "unknown key model.widht; known here: kind, directions, widths, depth",
+            "unknown key model.widht; known here: kind, one_vs_one, directions, widths, depth",
         ),
-        ('[model]\nkind = "linear"\n', "model.depth=3", "unknown key model.depth; known here: kind"),
+        ('[model]\nkind = "linear"\n', "model.depth=3", "unknown key model.depth; known here: kind, one_vs_one"),
         ('[model]\nkind = "cnn"\n', "optimizer.lr=3", "unknown key optimizer; known here: model, data, optim, trainer"),
         (
             '[model]\nkind = "cnn"\n',
@@ -80,6 +82,12 @@ CHANGES = {
         ('[model]\nkind = "cnn"\n', "trainer.epochs=0", "trainer.epochs = 0: Input should be greater than or equal to"),
         ('[model]\nkind = "cnn"\n', "model.widths=[8, 8]", "model.widths.2 is missing"),
         ('[model]\nkind = "cnn"\n', "data.sides=[]", "data.sides = []: "),
+        (
+            '[model]\nkind = "cnn"\n',
+            "data.classes=['cat']",
+            "data.classes = ['cat']: name two or more different classes",
+        ),
+        ('[model]\nkind = "cnn"\n', "data.classes=['cat', 'cat']", "name two or more different classes"),
         (
             '[model]\nkind = "cnn"\n',
             "data.sides=[16, 33]",

@@ -21,7 +21,8 @@ from torchvision.datasets import CIFAR10
 
 from cifar_lab import official
 from cifar_lab.__main__ import main
-from cifar_lab.datasets import load_dataset, open_dataset
+from cifar_lab.config import UsageError
+from cifar_lab.datasets import load_dataset, open_dataset, select_classes
 from cifar_lab.sources import CLASSES, DataError
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -88,6 +89,32 @@ def test_places_are_searched_in_order(workplace):
     write_images(workplace / "data" / "any name", (1, 1), "png")
     assert load_dataset("auto")[0].name == "cifar10-png"
     assert load_dataset("auto", workplace.parent / "shared" / "data")[0].name == "cifar10-jpeg"
+
+
+def test_chosen_classes_are_a_data_set_of_their_own(image_folder):
+    whole, _ = load_dataset("auto", image_folder)
+    chosen = select_classes(whole, ["ship", "cat"])
+    assert (chosen.name, chosen.title, chosen.classes, chosen.digest) == (
+        "cifar10-png-cat-ship",
+        "CIFAR-10 (PNG copy), only cat, ship",
+        ("cat", "ship"),
+        whole.digest,
+    )
+    for split in ("train", "test"):
+        kept = [np.flatnonzero(whole.labels[split] == label) for label in (3, 8)]
+        assert chosen.labels[split].tolist() == [0] * len(kept[0]) + [1] * len(kept[1])
+        np.testing.assert_array_equal(chosen.images[split], whole.images[split][np.concatenate(kept)])
+    np.testing.assert_allclose(chosen.mean, (chosen.images["train"] / 255).mean(axis=(0, 1, 2)))
+    assert select_classes(whole, ()) is whole
+    with pytest.raises(UsageError, match="has no class lion, puma; it has: airplane, automobile, bird"):
+        select_classes(whole, ["puma", "cat", "lion"])
+
+
+def test_many_chosen_classes_have_a_short_name_that_tells_them_apart(image_folder):
+    whole, _ = load_dataset("auto", image_folder)
+    names = {select_classes(whole, [c for c in CLASSES if c != left_out]).name for left_out in CLASSES}
+    assert len(names) == 10
+    assert all(name.startswith("cifar10-png-9-classes-") and len(name) < 40 for name in names)
 
 
 def cut_short(folder, archive):

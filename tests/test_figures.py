@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cifar_lab.comparison import summarise
-from cifar_lab.figures import ConfusionPlot, plot_comparison, plot_learning_curves
+from cifar_lab.figures import ConfusionPlot, plot_comparison, plot_learning_curves, plot_pairs
 
 COUNTS = np.array([[8, 2, 0], [1, 3, 0], [0, 0, 0]])
 
@@ -24,6 +24,18 @@ def test_a_heatmap_does_not_show_the_one_before():
     assert pixels.dtype == np.uint8
     assert pixels.shape[2] == 3
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+
+
+def test_each_pair_has_one_cell_with_its_accuracy():
+    axes = plot_pairs(np.array([0.9, 0.8, 0.615]), ["cat", "dog", "ship"], "pairs").axes[0]
+    rows, columns = (
+        [label.get_text() for label in labels] for labels in (axes.get_yticklabels(), axes.get_xticklabels())
+    )
+    shown = {
+        (rows[int(text.get_position()[1])], columns[int(text.get_position()[0])]): text.get_text()
+        for text in axes.texts
+    }
+    assert shown == {("dog", "cat"): "90.0", ("ship", "cat"): "80.0", ("ship", "dog"): "61.5"}
 
 
 def test_curves_of_one_run_start_at_epoch_one():

@@ -42,7 +42,7 @@ def test_logistic_regression_is_one_linear_map(images):
 
 @pytest.mark.parametrize(("widths", "depth"), [((4, 5, 6), 1), ((6, 12, 8), 3)])
 def test_widths_and_depth_shape_the_cnn(images, widths, depth):
-    model = CNN(*COMMON, 5, widths, depth)
+    model = CNN(*COMMON, directions=5, widths=widths, depth=depth)
     channels = [layer.out_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)]
     assert channels == [width for width in widths for _ in range(depth)]
     assert model(images).shape == model(images[:, :16, :16]).shape == (5, 10)
@@ -91,7 +91,7 @@ def test_a_block_begins_as_the_identity_of_its_first_inputs():
 
 
 def test_test_time_augmentation_averages_six_views(images):
-    model = CNN(*COMMON, 5, (4, 4, 4), 1).eval()
+    model = CNN(*COMMON, directions=5, widths=(4, 4, 4), depth=1).eval()
 
     def logits(pixels):
         return model(torch.from_numpy(np.ascontiguousarray(pixels)))
@@ -119,7 +119,7 @@ def test_loss_and_confusion_of_four_rows_worked_by_hand():
 
 
 def test_served_probabilities_are_the_softmax_of_the_logits(images):
-    model = CNN(*COMMON, 5, (4, 4, 4), 1).eval()
+    model = CNN(*COMMON, directions=5, widths=(4, 4, 4), depth=1).eval()
     probabilities = Probabilities(model).eval()(images)
     torch.testing.assert_close(probabilities.sum(1), torch.ones(5))
     torch.testing.assert_close(probabilities, model(images).softmax(1))

@@ -6,9 +6,9 @@ import torch
 from conftest import EXPERIMENTS, WARM
 from pytorch_lightning import Callback
 
+from cifar_lab.classifier import NonFiniteLoss
 from cifar_lab.config import UsageError, UserError, load_config
 from cifar_lab.datasets import load_dataset, open_dataset
-from cifar_lab.models import NonFiniteLoss
 from cifar_lab.sources import DataError
 from cifar_lab.train import resolve_accelerator, resolve_config, train, weights_digest
 

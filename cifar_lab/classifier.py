@@ -1,0 +1,153 @@
+"""Classifier: what every network shares, one step for all stages, metrics, optimiser."""
+
+import time
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import LightningModule
+from torch import Tensor
+
+from cifar_lab.config import OptimConfig, UserError
+from cifar_lab.coupling import PairCoupling, count_pairs
+from cifar_lab.datamodule import reflect_border
+from cifar_lab.optim import make_optimizer, make_schedule
+
+Batch = tuple[Tensor, Tensor]
+
+
+class NonFiniteLoss(UserError):
+    """The loss became nan or infinite."""
+
+
+class Classifier(LightningModule):
+    """From (b, 32, 32, 3) uint8 images to (b, classes) logits; normalises by channel `mean` and `std` itself.
+
+    A network defines `scores`, (b, outputs). They are the logits; with `one_vs_one` they are of the pairs of classes,
+    each trained on its own images alone, and make the logits together (see PairCoupling). `pair_errors[stage]` then has
+    the errors of the pairs, (classes, classes).
+    Once per epoch it logs `{train,val,test}/{loss,acc}`, `lr` (of SGD) and `epoch_seconds`, the time of training alone;
+    with `tta` also `test/acc_tta`, with test-time augmentation.
+    Keeps the counts of each stage's last epoch in `confusion[stage]`, (classes, classes), rows true, columns predicted.
+    Raises NonFiniteLoss, which names epoch and step, at the end of the epoch in which it happened.
+    """
+
+    def __init__(
+        self,
+        optim: OptimConfig,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        classes: int,
+        one_vs_one: bool = False,
+    ) -> None:
+        super().__init__()
+        self.optim, self.classes, self.tta = optim, classes, False
+        self.coupling = PairCoupling(classes) if one_vs_one else None
+        self.outputs = count_pairs(classes) if one_vs_one else classes
+        self.register_buffer("mean", 255 * torch.tensor(mean))
+        self.register_buffer("scale", 1 / (255 * torch.tensor(std)))
+        self.confusion: dict[str, Tensor] = {}
+        self.pair_errors: dict[str, Tensor] = {}
+        self.losses: dict[str, list[Tensor]] = {}
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(b, height, width, 3) uint8 to float32 with mean 0 and standard deviation 1 per channel."""
+        rows = images.flatten(2)  # the channels' mean and scale, repeated along a row: three at a time would be slow
+        repeats = images.shape[2]
+        return ((rows - self.mean.repeat(repeats)) * self.scale.repeat(repeats)).view_as(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores = self.scores(images).float()
+        return self.coupling(scores) if self.coupling else scores
+
+    def step(self, batch: Batch, stage: str) -> Tensor:
+        """Loss of one batch; adds to the stage's losses and counts."""
+        images, labels = batch
+        scores = self.scores(images).float()
+        logits = self.coupling(scores.detach()) if self.coupling else scores
+        smoothing = self.optim.label_smoothing if stage == "train" else 0.0
+        if self.coupling and stage == "train":
+            loss = self.coupling.loss(scores, labels, smoothing)
+        else:
+            loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        if self.coupling:
+            self.pair_errors[stage] += self.coupling.errors(scores.detach(), labels)
+        pairs = torch.bincount(labels * self.classes + logits.argmax(1), minlength=self.classes**2)
+        self.confusion[stage] += pairs.view(self.classes, self.classes)
+        self.losses[stage].append(loss.detach() * len(labels))
+        return loss
+
+    def start_stage(self, stage: str) -> None:
+        self.losses[stage] = []
+        for counts in self.confusion, self.pair_errors:
+            counts[stage] = torch.zeros(self.classes, self.classes, dtype=torch.int64, device=self.device)
+
+    def total_loss(self, stage: str) -> Tensor:
+        losses = torch.stack(self.losses[stage])
+        if not losses.isfinite().all():
+            step = int(losses.isfinite().logical_not().nonzero()[0])
+            where = f"epoch {self.current_epoch + 1}, step {step + 1} of {len(losses)}"
+            raise NonFiniteLoss(f"{stage} loss is {losses[step].item()} at {where}; try a smaller learning rate")
+        return losses.sum()
+
+    def end_stage(self, stage: str) -> None:
+        count = self.confusion[stage].sum()
+        values = {
+            f"{stage}/loss": self.total_loss(stage) / count,
+            f"{stage}/acc": self.confusion[stage].trace() / count,
+        }
+        if stage == "train":
+            values |= {"lr": self.lr_schedulers().get_last_lr()[0], "epoch_seconds": self.epoch_seconds}
+        if stage == "test" and self.tta:
+            values["test/acc_tta"] = self.right / count
+        self.log_dict(values)
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        return self.step(batch, "train")
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        self.step(batch, "val")
+
+    def test_step(self, batch: Batch, index: int) -> None:
+        self.step(batch, "test")
+        if self.tta:
+            images, labels = batch
+            self.right += (self.augmented_logits(images).argmax(1) == labels).sum()
+
+    def augmented_logits(self, images: Tensor) -> Tensor:
+        """Mean logits of images and mirror images: half as they are, a quarter each shifted up left and down right."""
+        padded = reflect_border(reflect_border(images, 1, 1), 1, 2)
+        views = [(images, 0.25), (padded[:, 2:, 2:], 0.125), (padded[:, :-2, :-2], 0.125)]
+        return sum(weight * (self(view).float() + self(view.flip(2)).float()) for view, weight in views)
+
+    def on_train_epoch_start(self) -> None:
+        self.started = time.perf_counter()
+        self.start_stage("train")
+
+    def end_training(self) -> None:
+        self.total_loss("train")  # of a broken training the first broken step is what to report
+        self.epoch_seconds = time.perf_counter() - self.started  # of training alone
+
+    def on_validation_epoch_start(self) -> None:
+        self.end_training()
+        self.start_stage("val")
+
+    def on_test_epoch_start(self) -> None:
+        self.right = torch.zeros((), device=self.device)
+        self.start_stage("test")
+
+    def on_train_epoch_end(self) -> None:
+        if not self.trainer.enable_validation:
+            self.end_training()
+        self.end_stage("train")
+
+    def on_validation_epoch_end(self) -> None:
+        self.end_stage("val")
+
+    def on_test_epoch_end(self) -> None:
+        self.end_stage("test")
+
+    def configure_optimizers(self) -> dict:
+        dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else torch.float32
+        optimizer = make_optimizer(self, self.optim, dtype)
+        schedule = make_schedule(optimizer, self.optim, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

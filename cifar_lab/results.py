@@ -1,0 +1,131 @@
+"""What finished runs leave: scores, tables and pictures on each run, statistics over seeds on the parent."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from mlflow.entities import Metric
+from mlflow.tracking import MlflowClient
+from sklearn.metrics import precision_recall_fscore_support
+
+from cifar_lab.comparison import Summary, summarise
+from cifar_lab.figures import confusion_plot, plot_learning_curves, plot_pairs
+from cifar_lab.train import Result
+
+BATCH = 1000  # points that MLflow takes in one call
+PAIRS = "pairs/test.csv"
+
+
+def log_result(client: MlflowClient, run_id: str, result: Result, classes: tuple[str, ...], checkpoint: Path) -> None:
+    """Test metrics, confusion counts and heatmaps, per-class scores, learning curves, checkpoint, weights digest."""
+    name, last = client.get_run(run_id).info.run_name, result.epochs[-1]
+    # the last epoch's time: logged again after an interruption, they are the same points
+    metrics = [Metric(metric, value, last.ended, last.number) for metric, value in result.test.items()]
+    client.log_batch(run_id, metrics=metrics)
+    confusions = {"val": last.confusion, "test": result.model.confusion["test"]}
+    for stage in ["val", "test"] if last.confusion is not None else ["test"]:
+        counts = confusions[stage].cpu().numpy()
+        table = [["true \\ predicted", *classes], *([label, *row] for label, row in zip(classes, counts, strict=True))]
+        client.log_text(run_id, _csv(table), f"confusion/{stage}.csv")
+        client.log_image(run_id, confusion_plot(classes).pixels(counts, f"{name}, {stage}"), f"confusion/{stage}.png")
+        client.log_text(run_id, _csv(_class_scores(counts, classes)), f"per_class/{stage}.csv")
+    if result.model.coupling:
+        accuracies = _pair_accuracies(result.model.pair_errors["test"].cpu().numpy(), confusions["test"].cpu().numpy())
+        log_pairs(client, run_id, accuracies, classes, name)
+    curves = {
+        stage: {m: np.array([epoch.metrics[f"{stage}/{m}"] for epoch in result.epochs]) for m in ("loss", "acc")}
+        for stage in ("train", "val")
+        if f"{stage}/acc" in last.metrics
+    }
+    client.log_figure(run_id, plot_learning_curves(curves, name), "learning_curves.png")
+    client.log_artifact(run_id, str(checkpoint), "checkpoints")
+    client.set_tag(run_id, "weights_digest", result.weights_digest)
+
+
+def log_pairs(client: MlflowClient, run_id: str, accuracies: np.ndarray, classes: Sequence[str], name: str) -> None:
+    """Test accuracy of each pair's classifier on the images of its two classes, as a table and a heatmap.
+
+    accuracies: (pairs,), pairs as in itertools.combinations.
+    """
+    rows = [(*pair, f"{accuracy:.4f}") for pair, accuracy in zip(combinations(classes, 2), accuracies, strict=True)]
+    client.log_text(run_id, _csv([("first", "second", "accuracy"), *rows]), PAIRS)
+    client.log_figure(run_id, plot_pairs(accuracies, classes, name), PAIRS.replace(".csv", ".png"))
+
+
+def load_pairs(client: MlflowClient, run_id: str) -> np.ndarray:
+    """What log_pairs logged of a run."""
+    with TemporaryDirectory() as folder:
+        table = Path(client.download_artifacts(run_id, PAIRS, folder)).read_text()
+    return np.array([float(row["accuracy"]) for row in csv.DictReader(table.splitlines())])
+
+
+def _pair_accuracies(errors: np.ndarray, confusion: np.ndarray) -> np.ndarray:
+    first, second = np.triu_indices(len(errors), 1)
+    images = confusion.sum(axis=1)
+    return 1 - (errors[first, second] + errors[second, first]) / np.maximum(images[first] + images[second], 1)
+
+
+def _class_scores(counts: np.ndarray, classes: Sequence[str]) -> list[Sequence[object]]:
+    true, predicted = np.indices(counts.shape).reshape(2, -1)
+    scores = precision_recall_fscore_support(true, predicted, sample_weight=counts.ravel(), zero_division=0)
+    rows = zip(classes, *scores, strict=True)
+    header = ("class", "precision", "recall", "f1", "images")
+    return [header, *((name, f"{p:.4f}", f"{r:.4f}", f"{f1:.4f}", int(n)) for name, p, r, f1, n in rows)]
+
+
+def _csv(rows: Sequence[Sequence[object]]) -> str:
+    return "".join(",".join(map(str, row)) + "\n" for row in rows)
+
+
+def log_repeats(
+    client: MlflowClient,
+    parent_id: str,
+    metrics: Mapping[str, Mapping[int, float]],
+    curves: Mapping[str, Mapping[str, np.ndarray]],
+    ended: int,
+) -> None:
+    """Statistics over seeds on the parent run; of the same runs always the same points, however often it is called.
+
+    metrics: of each name ("test/acc") its value by seed; curves: of each stage its "loss" and "acc", (seeds, epochs);
+    ended: when the last of the runs ended, ms since 1970.
+    """
+    summaries = {name: summarise(list(values.values())) for name, values in metrics.items()}
+    points = [
+        Metric(f"{stage}/{metric}_mean", float(mean), ended, epoch)
+        for stage in curves
+        for metric, values in curves[stage].items()
+        for epoch, mean in enumerate(values.mean(axis=0), 1)
+    ]
+    epochs = curves["train"]["acc"].shape[1]
+    values = {"n": float(len(metrics["test/acc"]))}
+    for name, summary in summaries.items():
+        fields = {"mean": summary.mean, "std": summary.std, "ci_low": summary.ci_low, "ci_high": summary.ci_high}
+        if name.startswith("val"):
+            del fields["mean"]  # the last point of the curve
+        values |= {f"{name}_{field}": value for field, value in fields.items() if not np.isnan(value)}
+    points += [Metric(name, value, ended, epochs) for name, value in values.items()]
+    for piece in range(0, len(points), BATCH):
+        client.log_batch(parent_id, metrics=points[piece : piece + BATCH])
+    run = client.get_run(parent_id)
+    client.log_figure(
+        parent_id, plot_learning_curves(curves, f"{run.info.run_name}, {int(values['n'])} seeds"), "learning_curves.png"
+    )
+    client.set_tag(parent_id, "mlflow.note.content", results_table(metrics, summaries))
+
+
+def results_table(metrics: Mapping[str, Mapping[int, float]], summaries: Mapping[str, Summary]) -> str:
+    """Markdown: a row per seed, then mean, sample standard deviation and 95 % interval."""
+    names = list(metrics)
+    rows = ["| seed | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    for seed in sorted(metrics[names[0]]):
+        rows.append(f"| {seed} | " + " | ".join(f"{metrics[name][seed]:.4f}" for name in names) + " |")
+    for label, text in (
+        ("mean", lambda s: f"{s.mean:.4f}"),
+        ("std", lambda s: f"{s.std:.4f}"),
+        ("95 % interval", lambda s: f"{s.ci_low:.4f} to {s.ci_high:.4f}"),
+    ):
+        rows.append(f"| **{label}** | " + " | ".join(text(summaries[name]) for name in names) + " |")
+    return "\n".join(rows)
