@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks import commands, inside
 from cifar_lab.datasets import load_dataset
-from cifar_lab.provenance import processor
+from cifar_lab.machine import processor
 from cifar_lab.sources import staged
 
 RESULTS = Path("benchmarks/RESULTS.md")

@@ -58,7 +58,8 @@ def _checked(options: argparse.Namespace) -> tuple[Any, ...]:
         raise UsageError(f"an experiment is named twice: {', '.join(names)}")
     configs = {name: load_config(file, overrides) for name, file in zip(names, options.experiments, strict=True)}
 
-    from cifar_lab.datasets import decoded, find_source
+    from cifar_lab.datasets import decoded
+    from cifar_lab.search import find_source
 
     source = find_source(options.data, options.data_dir)
     if options.accelerator != "gpu":

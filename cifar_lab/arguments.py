@@ -42,7 +42,7 @@ def make_parser() -> Parser:
         "--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="default auto: as the run was trained"
     )
     add.add_argument(
-        "--data-dir", type=Path, help="folder or archive with CIFAR-10; default: the cached images of the run"
+        "--data-dir", type=Path, help="folder or archive with the images; default: the cached ones of the run"
     )
 
     add = commands.add_parser("compare", help="mean, interval and p-value of the differences between repeats")
@@ -83,15 +83,15 @@ def _add_training_options(add: Parser) -> None:
     )
     add.add_argument(
         "--data",
-        choices=("auto", "cifar10", "digits"),
+        choices=("auto", "cifar10", "cifar100", "digits"),
         default="auto",
-        help="auto (default): CIFAR-10, or the stand-in digits if it can't be had; cifar10: fail instead",
+        help="auto (default): CIFAR-10, or the stand-in digits if it can't be had; the others fail instead",
     )
     add.add_argument(
         "--data-dir",
         type=Path,
         default=os.environ.get("CIFAR_LAB_DATA") or None,
-        help="folder or archive with CIFAR-10; default $CIFAR_LAB_DATA, then data/, ../shared/data/, download",
+        help="folder or archive with the images; default $CIFAR_LAB_DATA, then data/, ../shared/data/, download",
     )
     add.add_argument(
         "--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="default auto: a GPU if there is one"

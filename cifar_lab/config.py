@@ -61,6 +61,7 @@ class CNNConfig(Section):
 class DataConfig(Section):
     """Classes, split and augmentation."""
 
+    labels: Literal["fine", "coarse"] = Field("fine", description="coarse: of CIFAR-100, the superclasses")
     classes: tuple[str, ...] = Field((), strict=False, description="two or more of the data set's; all if not given")
     val_size: int | None = Field(None, ge=0, description="images held out; a tenth of the training set if not given")
     split_seed: int = Field(0, ge=0)

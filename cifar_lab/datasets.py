@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from cifar_lab import imagefiles, official
-from cifar_lab.config import UsageError
-from cifar_lab.sources import DATA, SPLITS, DataError, Images, Source, Unreachable, staged
+from cifar_lab.catalogue import SPLITS
+from cifar_lab.config import DataConfig, UsageError
+from cifar_lab.search import find_source
+from cifar_lab.sources import DATA, DataError, Images, Source, staged
 
-PLACES = (DATA, Path("../shared/data"))
 LONGEST_NAME = 30  # of classes, in that of their MLflow experiment
 
 
@@ -34,6 +34,7 @@ class Dataset:
     folder: Path
     images: dict[str, np.ndarray] = field(repr=False)
     labels: dict[str, np.ndarray] = field(repr=False)
+    superclasses: tuple[str, ...] = ()  # of each class, where there are any
 
 
 def load_dataset(data: str = "auto", data_dir: Path | None = None) -> tuple[Dataset, str]:
@@ -91,14 +92,28 @@ def open_dataset(folder: Path) -> Dataset:
     )
 
 
-def select_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:
-    """The images of `classes` alone, a data set with a name of its own; `dataset` itself if none are named.
+def select(dataset: Dataset, data: DataConfig) -> Dataset:
+    """What `data.labels` and `data.classes` ask for, a data set with a name of its own; `dataset` itself if nothing.
 
-    Labels count the chosen classes in the order of the data set; `digest` stays that of the images chosen from.
-    Raises UsageError for a class that is not there.
+    Labels count the classes in the order of the data set; `digest` stays that of the images chosen from.
+    Raises UsageError for a class that is not there, or superclasses where there are none.
     """
-    if not classes:
-        return dataset
+    if data.labels == "coarse":
+        dataset = _coarse(dataset)
+    return _only(dataset, data.classes) if data.classes else dataset
+
+
+def _coarse(dataset: Dataset) -> Dataset:
+    if not dataset.superclasses:
+        raise UsageError(f'data.labels = "coarse": {dataset.title} has no superclasses')
+    classes = tuple(dict.fromkeys(dataset.superclasses))
+    label_of = np.array([classes.index(superclass) for superclass in dataset.superclasses], np.uint8)
+    labels = {split: label_of[values] for split, values in dataset.labels.items()}
+    name, title = f"{dataset.name}-coarse", f"{dataset.title}, superclasses"
+    return replace(dataset, name=name, title=title, classes=classes, superclasses=(), labels=labels)
+
+
+def _only(dataset: Dataset, classes: Sequence[str]) -> Dataset:
     if unknown := sorted(set(classes) - set(dataset.classes)):
         known = ", ".join(dataset.classes)
         raise UsageError(f"data.classes: {dataset.title} has no class {', '.join(unknown)}; it has: {known}")
@@ -112,11 +127,13 @@ def select_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:
         suffix = f"{len(chosen)}-classes-{hashlib.sha256(suffix.encode()).hexdigest()[:6]}"
     mean, std = _channel_statistics(images["train"])
     title = f"{dataset.title}, only {', '.join(chosen) if len(chosen) < 4 else f'{len(chosen)} classes'}"
+    superclasses = tuple(dataset.superclasses[number] for number in numbers) if dataset.superclasses else ()
     return replace(
         dataset,
         name=f"{dataset.name}-{suffix}",
         title=title,
         classes=chosen,
+        superclasses=superclasses,
         mean=mean,
         std=std,
         images=images,
@@ -142,6 +159,7 @@ def _write(source: Images, folder: Path) -> None:
         "mean": mean,
         "std": std,
         "digest": _digest(source.classes, source.images, source.labels),
+        "superclasses": source.superclasses,
     }
     with staged(folder) as path:
         path.mkdir()
@@ -157,74 +175,3 @@ def _digest(classes: tuple[str, ...], images: dict[str, np.ndarray], labels: dic
         digest.update(np.ascontiguousarray(images[split]))
         digest.update(np.ascontiguousarray(labels[split]))
     return digest.hexdigest()
-
-
-def find_source(data: str, data_dir: Path | None) -> Source:
-    """The source that `--data` and `--data-dir` mean; CIFAR-10 is downloaded if it is nowhere on disk.
-
-    data: "auto" (the stand-in digits where CIFAR-10 can't be had), "cifar10" (fails there) or "digits".
-    Raises DataError.
-    """
-    if data == "digits":
-        return _digits("")
-    if data_dir is not None:
-        if not data_dir.exists():
-            raise DataError(f"data directory {data_dir} does not exist")
-        if found := _recognise(data_dir):
-            return found
-        formats = f"{official.ARCHIVE}, {official.FOLDER}/, <split>/<class>/*.png|jpg or an archive of such"
-        raise DataError(f"no CIFAR-10 in {data_dir}: expected {formats}")
-    for place in PLACES:
-        if found := _recognise(place):
-            return found
-    try:
-        return official.official_archive(official.download())
-    except Unreachable as error:
-        reason = f"CIFAR-10 is not in {' or '.join(f'{place}/' for place in PLACES)} and {error}"
-        if data == "auto":
-            return _digits(reason)
-        raise DataError(f"{reason}; put it there or give --data-dir") from None
-
-
-def _recognise(path: Path) -> Source | None:
-    """CIFAR-10 at `path` itself or directly below it, the original before copies."""
-    if path.is_file():
-        return official.official_archive(path) if path.name == official.ARCHIVE else imagefiles.image_archive(path)
-    if path.name == official.FOLDER:
-        return official.official_folder(path)
-    if (path / official.ARCHIVE).is_file():
-        return official.official_archive(path / official.ARCHIVE)
-    if (path / official.FOLDER).is_dir():
-        return official.official_folder(path / official.FOLDER)
-    below = sorted(path.iterdir()) if path.is_dir() else []
-    for folder in [path, *below]:
-        if any((folder / split).is_dir() for split in SPLITS):
-            return imagefiles.image_folder(folder)
-    for file in below:
-        name = file.name.lower().replace("-", "").replace("_", "")
-        if name.startswith("cifar10") and not name.startswith("cifar100") and name.endswith((*imagefiles.TARS, ".zip")):
-            return imagefiles.image_archive(file)
-    return None
-
-
-def _digits(because: str) -> Source:
-    def decode() -> Images:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-
-        digits = load_digits()
-        small = np.round(digits.images * (255 / 16)).astype(np.uint8)
-        images = np.repeat(small.repeat(4, axis=1).repeat(4, axis=2)[..., None], 3, axis=3)
-        parts = train_test_split(
-            images, digits.target.astype(np.uint8), test_size=0.2, stratify=digits.target, random_state=0
-        )
-        names = tuple(str(digit) for digit in range(10))
-        return Images(
-            "digits",
-            "scikit-learn digits",
-            names,
-            dict(zip(SPLITS, parts[:2], strict=True)),
-            dict(zip(SPLITS, parts[2:], strict=True)),
-        )
-
-    return Source(lambda: hashlib.sha256(b"digits 1").hexdigest(), decode, because)

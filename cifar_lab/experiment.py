@@ -15,9 +15,10 @@ from rich.table import Table
 from cifar_lab import champion, repeat, runs, store, ui
 from cifar_lab.comparison import summarise
 from cifar_lab.config import Config
-from cifar_lab.datasets import Dataset, select_classes
+from cifar_lab.datasets import Dataset, select
+from cifar_lab.machine import resolve_accelerator
 from cifar_lab.progress import clock
-from cifar_lab.train import resolve_accelerator, resolve_config
+from cifar_lab.train import resolve_config
 
 
 def run_experiments(
@@ -31,7 +32,7 @@ def run_experiments(
     """Train what is missing of `configs` times `seeds`; gives the plan and 0, 1 if a run failed, 130 if interrupted."""
     console = Console(highlight=False, markup=False)
     accelerator = resolve_accelerator(accelerator)
-    datasets = {name: select_classes(dataset, config.data.classes) for name, config in configs.items()}
+    datasets = {name: select(dataset, config.data) for name, config in configs.items()}
     configs = {name: resolve_config(config, datasets[name], accelerator) for name, config in configs.items()}
     announcement = _announcement(datasets.values(), stand_in_because)
     console.print(announcement)

@@ -1,4 +1,4 @@
-"""CIFAR-10 as image files `<split>/<class>/<name>.png|jpg`, in a folder or in a tar or zip archive."""
+"""CIFAR-10 or CIFAR-100 as image files `<split>/<class>/<name>.png|jpg`, in a folder or in a tar or zip archive."""
 
 import functools
 import hashlib
@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from cifar_lab.sources import CLASSES, SPLITS, DataError, Images, Source, file_digest, open_with_progress, progress
+from cifar_lab.catalogue import SPLITS, Entry
+from cifar_lab.sources import DataError, Images, Source, file_digest, open_with_progress, progress
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError)
@@ -23,7 +24,7 @@ UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 Member = tuple[str, int, Callable[[], bytes]]  # name, size in bytes, read
 
 
-def image_folder(path: Path) -> Source:
+def image_folder(path: Path, entry: Entry) -> Source:
     files = sorted(file for split in SPLITS for file in (path / split).glob("*/*") if file.is_file())
 
     def digest() -> str:
@@ -34,10 +35,10 @@ def image_folder(path: Path) -> Source:
         for file in progress(files, "decoding"):
             yield str(file), file.stat().st_size, file.read_bytes
 
-    return Source(digest, lambda: _read_images(path, members))
+    return Source(digest, lambda: _read_images(path, members, entry))
 
 
-def image_archive(path: Path) -> Source:
+def image_archive(path: Path, entry: Entry) -> Source:
     def tar_members() -> Iterator[Member]:
         with open_with_progress(path, "decoding") as file, tarfile.open(fileobj=file) as archive:
             for member in archive:
@@ -52,7 +53,7 @@ def image_archive(path: Path) -> Source:
                 yield member.filename, member.file_size, functools.partial(archive.read, member)
 
     members = zip_members if path.suffix.lower() == ".zip" else tar_members
-    return Source(lambda: file_digest(path), lambda: _read_images(path, members))
+    return Source(lambda: file_digest(path), lambda: _read_images(path, members, entry))
 
 
 def _refuse(path: Path, name: str, special: bool) -> None:
@@ -61,9 +62,9 @@ def _refuse(path: Path, name: str, special: bool) -> None:
         raise DataError(f"{path}: {name} is a link or leads out of the archive, which is refused")
 
 
-def _read_images(path: Path, members: Callable[[], Iterator[Member]]) -> Images:
+def _read_images(path: Path, members: Callable[[], Iterator[Member]], entry: Entry) -> Images:
     found: dict[tuple[str, str], list[tuple[str, np.ndarray]]] = {
-        (split, name): [] for split in SPLITS for name in CLASSES
+        (split, name): [] for split in SPLITS for name in entry.classes
     }
     kinds = set()
     try:
@@ -72,8 +73,10 @@ def _read_images(path: Path, members: Callable[[], Iterator[Member]]) -> Images:
             kind = PurePosixPath(name).suffix.lower().replace("jpg", "jpeg")
             if split not in SPLITS or kind not in (".png", ".jpeg") or file.startswith("."):
                 continue
-            if label not in CLASSES:
-                raise DataError(f"{path}: {split}/{label} is not a class of CIFAR-10; expected {', '.join(CLASSES)}")
+            if label not in entry.classes:
+                raise DataError(
+                    f"{path}: {split}/{label} is not a class of {entry.title}; expected {', '.join(entry.classes)}"
+                )
             kinds.add(kind[1:])
             found[split, label].append((file, _pixels(read, size, f"{path}: {split}/{label}/{file}")))
     except DAMAGED as error:
@@ -81,8 +84,8 @@ def _read_images(path: Path, members: Callable[[], Iterator[Member]]) -> Images:
             f"{path} is truncated, damaged or unreadable ({str(error).partition(chr(10))[0] or type(error).__name__})"
         ) from None
     for split in SPLITS:
-        empty = [name for name in CLASSES if not found[split, name]]
-        if len(empty) == len(CLASSES):
+        empty = [name for name in entry.classes if not found[split, name]]
+        if len(empty) == len(entry.classes):
             raise DataError(f"{path}: the split {split}/ has no images")
         if empty:
             raise DataError(f"{path}: {split}/ has no images of {', '.join(empty)}")
@@ -90,13 +93,14 @@ def _read_images(path: Path, members: Callable[[], Iterator[Member]]) -> Images:
     for split in SPLITS:
         ordered = [
             (index, pixels)
-            for index, name in enumerate(CLASSES)
+            for index, name in enumerate(entry.classes)
             for _, pixels in sorted(found[split, name], key=lambda pair: pair[0])
         ]
         images[split] = np.stack([pixels for _, pixels in ordered])
         labels[split] = np.array([index for index, _ in ordered], np.uint8)
     kind = "jpeg" if "jpeg" in kinds else "png"
-    return Images(f"cifar10-{kind}", f"CIFAR-10 ({kind.upper()} copy)", CLASSES, images, labels)
+    title = f"{entry.title} ({kind.upper()} copy)"
+    return Images(f"{entry.name}-{kind}", title, entry.classes, images, labels, entry.superclasses)
 
 
 def _pixels(read: Callable[[], bytes], size: int, name: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The original CIFAR-10 files: download, verify, read through torchvision; nothing unverified is unpickled."""
+"""The original files: download, verify, read through torchvision; nothing unverified is unpickled."""
 
 import hashlib
 import http.client
@@ -12,10 +12,9 @@ from threading import Thread
 
 import numpy as np
 
+from cifar_lab.catalogue import SPLITS, Entry
 from cifar_lab.sources import (
-    CLASSES,
     DATA,
-    SPLITS,
     DataError,
     Images,
     Source,
@@ -26,28 +25,31 @@ from cifar_lab.sources import (
     staged,
 )
 
-ARCHIVE = "cifar-10-python.tar.gz"
-FOLDER = "cifar-10-batches-py"
-SIZE = 170_498_071  # bytes of the archive
 PIECE = 1 << 20
 CONNECT_SECONDS = 10
 
 
-def download() -> Path:
-    """Fetch the official archive into data/. Raises Unreachable, or DataError for a bad checksum."""
-    from torchvision.datasets import CIFAR10
+def _reader(entry: Entry) -> type:
+    """torchvision's class, which knows address and checksums."""
+    from torchvision import datasets
 
-    host = urllib.parse.urlparse(CIFAR10.url).hostname
+    return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[entry.name]
+
+
+def download(entry: Entry) -> Path:
+    """Fetch the official archive into data/. Raises Unreachable, or DataError for a bad checksum."""
+    reader, archive = _reader(entry), DATA / entry.archive
+    host = urllib.parse.urlparse(reader.url).hostname
     try:
         if not urllib.request.getproxies():
             _resolve(host)
-        response = urllib.request.urlopen(CIFAR10.url, timeout=CONNECT_SECONDS)
+        response = urllib.request.urlopen(reader.url, timeout=CONNECT_SECONDS)
     except (OSError, http.client.HTTPException) as error:
         cause = getattr(error, "reason", error)
         raise Unreachable(f"can't be downloaded from {host} ({getattr(cause, 'strerror', None) or cause})") from None
-    size = int(response.headers.get("Content-Length", SIZE))
-    with response, staged(DATA / ARCHIVE) as path, path.open("wb") as file:
-        for _ in progress(range(-(-size // PIECE)), f"downloading {ARCHIVE}"):
+    size = int(response.headers.get("Content-Length", entry.size))
+    with response, staged(archive) as path, path.open("wb") as file:
+        for _ in progress(range(-(-size // PIECE)), f"downloading {entry.archive}"):
             try:
                 piece = response.read(PIECE)
             except (OSError, http.client.HTTPException) as error:
@@ -56,8 +58,8 @@ def download() -> Path:
         if file.tell() < size:
             raise Unreachable(f"the download from {host} broke off after {file.tell():,} of {size:,} bytes")
         file.flush()
-        _verify(path, CIFAR10.tgz_md5, f"the download from {host}")
-    return DATA / ARCHIVE
+        _verify(path, reader.tgz_md5, f"the download from {host}")
+    return archive
 
 
 def _resolve(host: str) -> None:
@@ -87,37 +89,38 @@ def _verify(path: Path, md5: str, name: str) -> None:
         )
 
 
-def official_archive(path: Path) -> Source:
+def official_archive(path: Path, entry: Entry) -> Source:
     def decode() -> Images:
-        from torchvision.datasets import CIFAR10
-
-        _verify(path, CIFAR10.tgz_md5, str(path))
+        _verify(path, _reader(entry).tgz_md5, str(path))
         with tempfile.TemporaryDirectory(dir=DATA) as folder:
             with open_with_progress(path, "unpacking") as file, tarfile.open(fileobj=file) as archive:
                 archive.extractall(folder, filter="data")
-            return _read_official(Path(folder) / FOLDER, str(path))
+            return _read_official(Path(folder) / entry.folder, entry, str(path))
 
     return Source(lambda: file_digest(path), decode)
 
 
-def official_folder(path: Path) -> Source:
+def official_folder(path: Path, entry: Entry) -> Source:
     def digest() -> str:
-        return hashlib.sha256("".join(file_digest(file) for file in sorted(path.glob("*_batch*"))).encode()).hexdigest()
+        files = sorted(file for file in path.iterdir() if file.is_file())
+        return hashlib.sha256("".join(map(file_digest, files)).encode()).hexdigest()
 
-    return Source(digest, lambda: _read_official(path, str(path)))
+    return Source(digest, lambda: _read_official(path, entry, str(path)))
 
 
-def _read_official(folder: Path, name: str) -> Images:
-    from torchvision.datasets import CIFAR10
-
+def _read_official(folder: Path, entry: Entry, name: str) -> Images:
     try:  # checks every file against its MD5 before it unpickles any
-        parts = {split: CIFAR10(folder.parent, train=split == "train") for split in SPLITS}
+        parts = {split: _reader(entry)(folder.parent, train=split == "train") for split in SPLITS}
     except RuntimeError:
-        raise DataError(f"{name} is not the official CIFAR-10: a file is missing or its checksum is wrong") from None
+        raise DataError(
+            f"{name} is not the official {entry.title}: a file is missing or its checksum is wrong"
+        ) from None
+    label_of = np.array([entry.classes.index(label) for label in parts["train"].classes], np.uint8)
     return Images(
-        "cifar10",
-        "CIFAR-10",
-        CLASSES,
+        entry.name,
+        entry.title,
+        entry.classes,
         {split: part.data for split, part in parts.items()},
-        {split: np.array(part.targets, np.uint8) for split, part in parts.items()},
+        {split: label_of[part.targets] for split, part in parts.items()},
+        entry.superclasses,
     )

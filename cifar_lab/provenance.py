@@ -12,6 +12,7 @@ import torch
 from cifar_lab.config import Config
 from cifar_lab.datamodule import split_digest
 from cifar_lab.datasets import Dataset
+from cifar_lab.machine import processor
 from cifar_lab.sources import file_digest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -49,16 +50,3 @@ def _git(*command: str) -> str:
         return subprocess.run(["git", "-C", REPOSITORY, *command], capture_output=True, text=True).stdout.strip()
     except OSError:
         return ""  # no git here
-
-
-def processor() -> str:
-    """The name of the CPU."""
-    try:
-        names = [
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()

@@ -13,10 +13,11 @@ from mlflow.tracking import MlflowClient
 
 from cifar_lab import runs, store, tracking
 from cifar_lab.config import Config, UserError, load_config
-from cifar_lab.datasets import Dataset, find_cached, load_dataset, select_classes
+from cifar_lab.datasets import Dataset, find_cached, load_dataset, select
+from cifar_lab.machine import resolve_accelerator
 from cifar_lab.provenance import run_tags
 from cifar_lab.repeat import end_dead_runs
-from cifar_lab.train import Epoch, resolve_accelerator
+from cifar_lab.train import Epoch
 from cifar_lab.worker import train_tracked
 
 EPOCH_METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "lr")  # epoch_seconds is nobody's to reproduce
@@ -65,7 +66,7 @@ def reproduce(prefix: str, tolerance: float, accelerator: str, data_dir: Path | 
     if original.data.tags.get("kind") not in ("run", "reproduction") or original.info.status != "FINISHED":
         raise UserError(f"run {prefix} is not a finished run ({original.info.run_name}, {original.info.status})")
     config = _config(client, original)
-    dataset = select_classes(_dataset(client, original, data_dir), config.data.classes)
+    dataset = select(_dataset(client, original, data_dir), config.data)
     if accelerator == "auto":
         accelerator = _accelerator(original.data.tags["accelerator"])
     accelerator = resolve_accelerator(accelerator)
@@ -92,8 +93,8 @@ def _dataset(client: MlflowClient, run: Run, data_dir: Path | None) -> Dataset:
     """The images of `run` from the cache, else what is found now, which the verdict names if it is not the same."""
     if data_dir is None and (found := find_cached(run.data.tags["data_digest"])):
         return found
-    name = client.get_experiment(run.info.experiment_id).name
-    return load_dataset("digits" if name.startswith("digits") else "cifar10", data_dir)[0]
+    name = client.get_experiment(run.info.experiment_id).name  # cifar10-jpeg and so on
+    return load_dataset(name.partition("-")[0], data_dir)[0]
 
 
 def _train(client: MlflowClient, original: Run, config: Config, dataset: Dataset, accelerator: str) -> Run:

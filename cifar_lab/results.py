@@ -12,15 +12,18 @@ from mlflow.tracking import MlflowClient
 from sklearn.metrics import precision_recall_fscore_support
 
 from cifar_lab.comparison import Summary, summarise
+from cifar_lab.datasets import Dataset
 from cifar_lab.figures import confusion_plot, plot_learning_curves, plot_pairs
 from cifar_lab.train import Result
 
 BATCH = 1000  # points that MLflow takes in one call
 PAIRS = "pairs/test.csv"
+CONFUSED = 20  # pairs of classes in a table
 
 
-def log_result(client: MlflowClient, run_id: str, result: Result, classes: tuple[str, ...], checkpoint: Path) -> None:
+def log_result(client: MlflowClient, run_id: str, result: Result, dataset: Dataset, checkpoint: Path) -> None:
     """Test metrics, confusion counts and heatmaps, per-class scores, learning curves, checkpoint, weights digest."""
+    classes = dataset.classes
     name, last = client.get_run(run_id).info.run_name, result.epochs[-1]
     # the last epoch's time: logged again after an interruption, they are the same points
     metrics = [Metric(metric, value, last.ended, last.number) for metric, value in result.test.items()]
@@ -30,7 +33,9 @@ def log_result(client: MlflowClient, run_id: str, result: Result, classes: tuple
         counts = confusions[stage].cpu().numpy()
         table = [["true \\ predicted", *classes], *([label, *row] for label, row in zip(classes, counts, strict=True))]
         client.log_text(run_id, _csv(table), f"confusion/{stage}.csv")
-        client.log_image(run_id, confusion_plot(classes).pixels(counts, f"{name}, {stage}"), f"confusion/{stage}.png")
+        heatmap = confusion_plot(classes, dataset.superclasses).pixels(counts, f"{name}, {stage}")
+        client.log_image(run_id, heatmap, f"confusion/{stage}.png")
+        client.log_text(run_id, _csv(_most_confused(counts, classes)), f"confusion/{stage}_pairs.csv")
         client.log_text(run_id, _csv(_class_scores(counts, classes)), f"per_class/{stage}.csv")
     if result.model.coupling:
         accuracies = _pair_accuracies(result.model.pair_errors["test"].cpu().numpy(), confusions["test"].cpu().numpy())
@@ -66,6 +71,21 @@ def _pair_accuracies(errors: np.ndarray, confusion: np.ndarray) -> np.ndarray:
     first, second = np.triu_indices(len(errors), 1)
     images = confusion.sum(axis=1)
     return 1 - (errors[first, second] + errors[second, first]) / np.maximum(images[first] + images[second], 1)
+
+
+def most_confused(counts: np.ndarray, most: int) -> list[tuple[int, int]]:
+    """Of (classes, classes) counts the indices (true, predicted) of the most frequent errors, at most so many."""
+    errors = counts - np.diag(np.diag(counts))
+    order = np.argsort(-errors, axis=None, kind="stable")[: min(most, np.count_nonzero(errors))]
+    return [(int(true), int(predicted)) for true, predicted in zip(*np.unravel_index(order, counts.shape), strict=True)]
+
+
+def _most_confused(counts: np.ndarray, classes: Sequence[str]) -> list[Sequence[object]]:
+    rows = [("true", "predicted", "images", "share of the true class")]
+    for true, predicted in most_confused(counts, CONFUSED):
+        count = int(counts[true, predicted])
+        rows.append((classes[true], classes[predicted], count, f"{count / counts[true].sum():.4f}"))
+    return rows
 
 
 def _class_scores(counts: np.ndarray, classes: Sequence[str]) -> list[Sequence[object]]:

@@ -15,8 +15,6 @@ from rich.console import Console
 
 from cifar_lab.config import UserError
 
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-SPLITS = ("train", "test")
 DATA = Path("data")
 T = TypeVar("T")
 
@@ -33,11 +31,12 @@ class Unreachable(DataError):
 class Images:
     """A decoded data set: images (n, 32, 32, 3) uint8 RGB, labels (n,) uint8, both by split."""
 
-    name: str  # of the MLflow experiment: cifar10, cifar10-jpeg, cifar10-png, digits
+    name: str  # of the MLflow experiment: cifar10, cifar10-jpeg, cifar100, digits, ...
     title: str
     classes: tuple[str, ...]
     images: dict[str, np.ndarray]
     labels: dict[str, np.ndarray]
+    superclasses: tuple[str, ...] = ()  # of each class
 
 
 @dataclass(frozen=True)

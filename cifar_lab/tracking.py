@@ -98,8 +98,8 @@ class EpochUploads:
     MlflowException if the server stays away for longer than MLflow's own retries last.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str, classes: tuple[str, ...]) -> None:
-        self.client, self.run_id, self.classes = client, run_id, classes
+    def __init__(self, client: MlflowClient, run_id: str, dataset: Dataset) -> None:
+        self.client, self.run_id, self.dataset = client, run_id, dataset
         self.epochs: Sequence[Epoch] = ()
 
     def __enter__(self) -> "EpochUploads":
@@ -133,7 +133,8 @@ class EpochUploads:
                 self.client.log_batch(self.run_id, metrics=metrics)
                 self.logged.add(epoch.number)
             if epoch.confusion is not None and epoch.number not in self.drawn:
-                plot, title = confusion_plot(self.classes), f"validation, epoch {epoch.number}"
+                plot = confusion_plot(self.dataset.classes, self.dataset.superclasses)
+                title = f"validation, epoch {epoch.number}"
                 pixels = plot.pixels(epoch.confusion.numpy(), title)
                 try:
                     self.client.log_image(self.run_id, pixels, key="val_confusion", step=epoch.number)

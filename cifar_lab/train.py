@@ -20,14 +20,14 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from cifar_lab.classifier import Classifier
-from cifar_lab.config import Config, UsageError, UserError
+from cifar_lab.config import Config, UserError
 from cifar_lab.datamodule import CIFAR10DataModule, batch_sizes, derive_seed
 from cifar_lab.datasets import Dataset
+from cifar_lab.machine import has_fast_bf16
 from cifar_lab.models import make_model
 from cifar_lab.sources import staged
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
-MATRIX = 512  # side of those that are multiplied to see which precision is the faster one
 INITIALISATION = 1 << 32  # beside any epoch number, in the key that a stream derives from
 
 
@@ -173,22 +173,10 @@ def weights_digest(model: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def resolve_accelerator(accelerator: str) -> str:
-    """The device for "auto", "cpu" or "gpu": "cuda", "mps" or "cpu". Raises UsageError if "gpu" is not there."""
-    if accelerator != "cpu":
-        if torch.cuda.is_available():
-            return "cuda"
-        if torch.backends.mps.is_available():
-            return "mps"
-    if accelerator == "gpu":
-        raise UsageError("--accelerator gpu: torch finds no GPU here; use cpu or auto")
-    return "cpu"
-
-
 def resolve_config(config: Config, dataset: Dataset, accelerator: str) -> Config:
     """`config` with what depends on the images or the device made explicit: classes, validation size, precision.
 
-    `dataset` is that of the chosen classes (see select_classes).
+    `dataset` is that of the chosen classes (see datasets.select).
     """
     data = config.data
     if data.classes:
@@ -197,23 +185,6 @@ def resolve_config(config: Config, dataset: Dataset, accelerator: str) -> Config
         data = data.model_copy(update={"val_size": len(dataset.labels["train"]) // 10})
     precision = config.trainer.precision
     if precision == "auto":
-        precision = "bf16" if _has_fast_bf16(accelerator) else "fp32"
+        precision = "bf16" if has_fast_bf16(accelerator) else "fp32"
     trainer = config.trainer.model_copy(update={"precision": precision})
     return config.model_copy(update={"data": data, "trainer": trainer})
-
-
-def _has_fast_bf16(accelerator: str) -> bool:
-    """Whether bf16 is the faster one; measured on a CPU: some have instructions for it that take longer than fp32."""
-    if accelerator == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if accelerator != "cpu" or not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-        return False
-    matrices = [torch.ones(MATRIX, MATRIX, dtype=dtype) for dtype in (torch.bfloat16, torch.float32)]
-    bf16, fp32 = (min(seconds) for seconds in zip(*(map(_product_seconds, matrices) for _ in range(5)), strict=True))
-    return bf16 < fp32
-
-
-def _product_seconds(matrix: Tensor) -> float:
-    start = time.perf_counter()
-    matrix @ matrix
-    return time.perf_counter() - start

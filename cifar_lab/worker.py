@@ -15,7 +15,7 @@ from pytorch_lightning import Callback
 
 from cifar_lab import results, runs, store, tracking
 from cifar_lab.config import Config, UserError
-from cifar_lab.datasets import Dataset, open_dataset, select_classes
+from cifar_lab.datasets import Dataset, open_dataset, select
 from cifar_lab.train import Epoch, train
 
 CLAIM_SECONDS = 1.0
@@ -52,7 +52,7 @@ def train_one(parent: Run, config: Config, tags: Mapping[str, str], dataset_fold
             before = [run for run in runs.children(client, parent) if run.data.tags["seed"] == tags["seed"]]
             if all(run.info.status != "FINISHED" for run in before):
                 run = _run_to_train(client, parent, before, tags)
-                dataset = select_classes(open_dataset(dataset_folder), config.data.classes)
+                dataset = select(open_dataset(dataset_folder), config.data)
                 train_tracked(client, run, config, dataset, tags["accelerator"], callbacks=[_Stop()])
         return True
     except Timeout:
@@ -97,9 +97,9 @@ def train_tracked(
 
     checkpoint, seed = store.checkpoint_of(run.info.run_id), int(run.data.tags["seed"])
     with tracking.continued_run(client, run, config, dataset) as run_id:
-        with tracking.EpochUploads(client, run_id, dataset.classes) as uploads:
+        with tracking.EpochUploads(client, run_id, dataset) as uploads:
             result = train(config, seed, dataset, checkpoint, accelerator, report_both, callbacks)
-        results.log_result(client, run_id, result, dataset.classes, checkpoint)
+        results.log_result(client, run_id, result, dataset, checkpoint)
     shutil.rmtree(checkpoint.parent, ignore_errors=True)
 
 

@@ -17,20 +17,20 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from cifar_lab.__main__ import main
-from cifar_lab.sources import CLASSES
+from cifar_lab.catalogue import CIFAR10
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 EXPERIMENTS = pathlib.Path(__file__).resolve().parent / "experiments"  # small: for digits
 
 
-def write_images(folder, per_class=(12, 4), suffix="png"):
-    """A CIFAR-10 of image files: each class is one grey level plus noise, so that it can be learned."""
-    noise = np.random.default_rng(0)
+def write_images(folder, per_class=(12, 4), suffix="png", classes=CIFAR10.classes):
+    """A data set of image files: each class is one grey level plus noise, so that it can be learned."""
+    noise, step = np.random.default_rng(0), 250 // len(classes)
     for split, count in zip(("train", "test"), per_class, strict=True):
-        for label, name in enumerate(CLASSES):
+        for label, name in enumerate(classes):
             (folder / split / name).mkdir(parents=True)
             for index in range(count):
-                pixels = np.clip(25 * label + noise.integers(0, 20, (32, 32, 3)), 0, 255).astype(np.uint8)
+                pixels = np.clip(step * label + noise.integers(0, 20, (32, 32, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / split / name / f"{index:04}.{suffix}")
     return folder
 

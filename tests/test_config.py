@@ -37,6 +37,7 @@ def test_hash_depends_on_every_setting_and_on_the_images_only(tmp_path):
 
 CHANGES = {
     "model.one_vs_one": "true",
+    "data.labels": "coarse",
     "data.classes": "['cat', 'dog']",
     "model.directions": 8,
     "model.widths": "[64, 256, 255]",

@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 from conftest import EXPERIMENTS, write_images
 from PIL import Image
-from torchvision.datasets import CIFAR10
+from torchvision import datasets
 
 from cifar_lab import official
 from cifar_lab.__main__ import main
-from cifar_lab.config import UsageError
-from cifar_lab.datasets import load_dataset, open_dataset, select_classes
-from cifar_lab.sources import CLASSES, DataError
+from cifar_lab.catalogue import CIFAR10, CIFAR100
+from cifar_lab.config import DataConfig, UsageError
+from cifar_lab.datasets import load_dataset, open_dataset, select
+from cifar_lab.sources import DataError
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -54,13 +55,13 @@ def test_image_files_read_the_same_from_folder_and_archives(image_folder, tmp_pa
     assert (dataset.name, dataset.title, dataset.classes, stand_in_because) == (
         "cifar10-png",
         "CIFAR-10 (PNG copy)",
-        CLASSES,
+        CIFAR10.classes,
         "",
     )
     assert dataset.images["train"].shape == (120, 32, 32, 3)
     assert dataset.labels["test"].tolist() == sorted([*range(10)] * 4)
     for split, label, index in (("train", 3, 5), ("test", 9, 2)):
-        file = image_folder / split / CLASSES[label] / f"{index:04}.png"
+        file = image_folder / split / CIFAR10.classes[label] / f"{index:04}.png"
         per_class = len(dataset.labels[split]) // 10
         np.testing.assert_array_equal(dataset.images[split][label * per_class + index], np.asarray(Image.open(file)))
     pixels = dataset.images["train"] / 255
@@ -93,7 +94,7 @@ def test_places_are_searched_in_order(workplace):
 
 def test_chosen_classes_are_a_data_set_of_their_own(image_folder):
     whole, _ = load_dataset("auto", image_folder)
-    chosen = select_classes(whole, ["ship", "cat"])
+    chosen = select(whole, DataConfig(classes=("ship", "cat")))
     assert (chosen.name, chosen.title, chosen.classes, chosen.digest) == (
         "cifar10-png-cat-ship",
         "CIFAR-10 (PNG copy), only cat, ship",
@@ -105,14 +106,15 @@ def test_chosen_classes_are_a_data_set_of_their_own(image_folder):
         assert chosen.labels[split].tolist() == [0] * len(kept[0]) + [1] * len(kept[1])
         np.testing.assert_array_equal(chosen.images[split], whole.images[split][np.concatenate(kept)])
     np.testing.assert_allclose(chosen.mean, (chosen.images["train"] / 255).mean(axis=(0, 1, 2)))
-    assert select_classes(whole, ()) is whole
+    assert select(whole, DataConfig()) is whole
     with pytest.raises(UsageError, match="has no class lion, puma; it has: airplane, automobile, bird"):
-        select_classes(whole, ["puma", "cat", "lion"])
+        select(whole, DataConfig(classes=("puma", "cat", "lion")))
 
 
 def test_many_chosen_classes_have_a_short_name_that_tells_them_apart(image_folder):
     whole, _ = load_dataset("auto", image_folder)
-    names = {select_classes(whole, [c for c in CLASSES if c != left_out]).name for left_out in CLASSES}
+    nine = [tuple(name for name in CIFAR10.classes if name != left_out) for left_out in CIFAR10.classes]
+    names = {select(whole, DataConfig(classes=classes)).name for classes in nine}
     assert len(names) == 10
     assert all(name.startswith("cifar10-png-9-classes-") and len(name) < 40 for name in names)
 
@@ -194,7 +196,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize(("name", "kind"), HOSTILE)
-@pytest.mark.parametrize("archive", ["cifar10.tar", "cifar10.zip", official.ARCHIVE])
+@pytest.mark.parametrize("archive", ["cifar10.tar", "cifar10.zip", CIFAR10.archive])
 def test_hostile_archives_are_refused_and_write_nothing(workplace, tmp_path, archive, name, kind):
     name = name.format(outside=tmp_path / "harm")
     path = workplace / "given" / archive
@@ -213,7 +215,7 @@ def test_hostile_archives_are_refused_and_write_nothing(workplace, tmp_path, arc
             file.addfile(member, io.BytesIO(b"harm"))
     with pytest.raises(DataError) as caught:
         load_dataset("cifar10", path)
-    official_name = archive == official.ARCHIVE
+    official_name = archive == CIFAR10.archive
     refusal = "not the official file" if official_name else "is a link or leads out of the archive, which is refused"
     assert refusal in str(caught.value)
     written = [file for file in workplace.rglob("*") if file.is_file() and file.name != ".lock"]
@@ -236,60 +238,131 @@ class Exploit:
         return os.mkdir, ("exploited",)
 
 
-@pytest.fixture
-def small_official(tmp_path, monkeypatch):
-    """An archive of the official layout with 100 + 10 images, whose checksums torchvision is told to expect."""
-    folder = tmp_path / "source" / official.FOLDER
+def write_official(folder, monkeypatch, reader, train, test, meta):
+    """An archive of an official layout; torchvision's `reader` is told to expect its checksums."""
     folder.mkdir(parents=True)
-    noise = np.random.default_rng(0)
 
     def write(name, content):
         (folder / name).write_bytes(pickle.dumps(content))
         return hashlib.md5((folder / name).read_bytes()).hexdigest()
 
-    def batch(n):
-        return {"data": noise.integers(0, 256, (n, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(n)]}
-
-    train = [[f"data_batch_{i}", write(f"data_batch_{i}", batch(20))] for i in range(1, 6)]
-    meta = {"filename": "batches.meta", "key": "label_names"}
-    monkeypatch.setattr(CIFAR10, "train_list", train)
-    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", write("test_batch", batch(10))]])
-    monkeypatch.setattr(CIFAR10, "meta", {**meta, "md5": write("batches.meta", {"label_names": list(CLASSES)})})
-    archive = pack(folder, folder.parent / official.ARCHIVE)
-    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    monkeypatch.setattr(reader, "train_list", [[name, write(name, content)] for name, content in train.items()])
+    monkeypatch.setattr(reader, "test_list", [[name, write(name, content)] for name, content in test.items()])
+    monkeypatch.setattr(reader, "meta", {**reader.meta, "md5": write(reader.meta["filename"], meta)})
+    archive = pack(folder, folder.parent / reader.filename)
+    monkeypatch.setattr(reader, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
     return archive
+
+
+def noise(n):
+    return np.random.default_rng(n).integers(0, 256, (n, 3072), dtype=np.uint8)
+
+
+@pytest.fixture
+def small_official(tmp_path, monkeypatch):
+    """CIFAR-10 with 100 + 10 images."""
+
+    def batch(n):
+        return {"data": noise(n), "labels": [i % 10 for i in range(n)]}
+
+    train = {f"data_batch_{i}": batch(20) for i in range(1, 6)}
+    meta = {"label_names": list(CIFAR10.classes)}
+    folder = tmp_path / "source" / CIFAR10.folder
+    return write_official(folder, monkeypatch, datasets.CIFAR10, train, {"test_batch": batch(10)}, meta)
+
+
+@pytest.fixture
+def small_official_100(tmp_path, monkeypatch):
+    """CIFAR-100 with 200 + 100 images; there fine and coarse labels count the names in alphabetical order."""
+    fine, coarse = sorted(CIFAR100.classes), sorted(set(CIFAR100.superclasses))
+    superclass = dict(zip(CIFAR100.classes, CIFAR100.superclasses, strict=True))
+
+    def content(n):
+        labels = [i % 100 for i in range(n)]
+        coarse_labels = [coarse.index(superclass[fine[label]]) for label in labels]
+        return {"data": noise(n), "fine_labels": labels, "coarse_labels": coarse_labels}
+
+    meta = {"fine_label_names": fine, "coarse_label_names": coarse}
+    folder = tmp_path / "source" / CIFAR100.folder
+    return write_official(folder, monkeypatch, datasets.CIFAR100, {"train": content(200)}, {"test": content(100)}, meta)
 
 
 def serve(folder, monkeypatch, handler=http.server.SimpleHTTPRequestHandler):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{server.server_address[1]}/{official.ARCHIVE}")
+    for reader in datasets.CIFAR10, datasets.CIFAR100:
+        address = f"http://127.0.0.1:{server.server_address[1]}/{reader.filename}"
+        monkeypatch.setattr(reader, "url", address)
+
+
+def test_cifar100_is_downloaded_verified_and_labelled_in_the_order_of_its_superclasses(
+    small_official_100, workplace, monkeypatch
+):
+    serve(small_official_100.parent, monkeypatch)
+    dataset, stand_in_because = load_dataset("cifar100")
+    assert (dataset.name, dataset.title, stand_in_because) == ("cifar100", "CIFAR-100", "")
+    assert (workplace / "data" / CIFAR100.archive).read_bytes() == small_official_100.read_bytes()
+    content = pickle.loads((small_official_100.parent / CIFAR100.folder / "train").read_bytes())
+    np.testing.assert_array_equal(dataset.images["train"][7], content["data"][7].reshape(3, 32, 32).transpose(1, 2, 0))
+    named = [dataset.classes[label] for label in dataset.labels["train"]]
+    assert named == sorted(CIFAR100.classes) * 2
+    assert len(set(dataset.classes)) == 100
+    assert list(dataset.superclasses) == sorted(dataset.superclasses, key=dataset.superclasses.index)
+    coarse = select(dataset, DataConfig(labels="coarse"))
+    assert (coarse.name, coarse.title, len(coarse.classes)) == ("cifar100-coarse", "CIFAR-100, superclasses", 20)
+    expected = [sorted(coarse.classes)[label] for label in content["coarse_labels"]]
+    assert [coarse.classes[label] for label in coarse.labels["train"]] == expected
+    trees = select(dataset, DataConfig(classes=("oak_tree", "girl")))
+    assert (trees.classes, trees.superclasses) == (("girl", "oak_tree"), ("people", "trees"))
+    monkeypatch.setattr(datasets.CIFAR100, "url", "http://127.0.0.1:1/")
+    assert load_dataset("cifar100")[0].digest == dataset.digest
+
+
+def test_cifar10_and_cifar100_lie_side_by_side(workplace, monkeypatch):
+    for entry in CIFAR10, CIFAR100:
+        write_images(workplace.parent / entry.name, (1, 1), classes=entry.classes)
+    pack(workplace.parent / "cifar100", workplace.parent / "cifar-100.zip")
+    (workplace / "data").mkdir()
+    (workplace.parent / "cifar-100.zip").rename(workplace / "data" / "cifar-100.zip")
+    monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:1/")
+    assert load_dataset("cifar100")[0].name == "cifar100-png"
+    with pytest.raises(DataError, match="CIFAR-10 is not in data/"):
+        load_dataset("cifar10")
+    (workplace.parent / "cifar10").rename(workplace / "data" / "a")
+    (workplace.parent / "cifar100").rename(workplace / "data" / "b")
+    for entry in CIFAR10, CIFAR100:
+        dataset, _ = load_dataset(entry.name)
+        assert (dataset.title, len(dataset.classes)) == (f"{entry.title} (PNG copy)", len(entry.classes))
+    with pytest.raises(DataError, match=r"no CIFAR-10 in .*data/b: expected cifar-10-python"):
+        load_dataset("cifar10", workplace / "data" / "b")
+    with pytest.raises(UsageError, match=r"CIFAR-10 \(PNG copy\) has no superclasses"):
+        select(load_dataset("cifar10")[0], DataConfig(labels="coarse"))
 
 
 @pytest.mark.parametrize("form", ["archive", "folder"])
 def test_official_files_read_through_torchvision(small_official, form):
-    place = small_official if form == "archive" else small_official.parent / official.FOLDER
+    place = small_official if form == "archive" else small_official.parent / CIFAR10.folder
     dataset, _ = load_dataset("cifar10", place)
     assert (dataset.name, dataset.title) == ("cifar10", "CIFAR-10")
     assert dataset.labels["train"].tolist() == [*range(10)] * 10
-    content = pickle.loads((small_official.parent / official.FOLDER / "data_batch_1").read_bytes())
+    content = pickle.loads((small_official.parent / CIFAR10.folder / "data_batch_1").read_bytes())
     np.testing.assert_array_equal(dataset.images["train"][3], content["data"][3].reshape(3, 32, 32).transpose(1, 2, 0))
 
 
 def test_download_is_verified_and_kept(small_official, workplace, monkeypatch):
     serve(small_official.parent, monkeypatch)
     assert load_dataset("auto")[0].name == "cifar10"
-    assert (workplace / "data" / official.ARCHIVE).read_bytes() == small_official.read_bytes()
-    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:1/")
+    assert (workplace / "data" / CIFAR10.archive).read_bytes() == small_official.read_bytes()
+    monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:1/")
     assert load_dataset("cifar10")[0].name == "cifar10"
 
 
 def test_download_of_a_wrong_file_is_refused(small_official, workplace, monkeypatch):
     serve(small_official.parent, monkeypatch)
-    monkeypatch.setattr(CIFAR10, "tgz_md5", "0" * 32)
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", "0" * 32)
     with pytest.raises(DataError, match=r"the download from 127.0.0.1 is truncated or not the official file"):
         load_dataset("auto")
-    assert not (workplace / "data" / official.ARCHIVE).exists()
+    assert not (workplace / "data" / CIFAR10.archive).exists()
     assert not leftovers(workplace)
 
 
@@ -302,17 +375,21 @@ class BreaksOff(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.mark.parametrize("trouble", ["refused", "no such host", "silent", "breaks off", "not found"])
-def test_without_network_digits_stand_in_or_cifar10_fails(tmp_path, workplace, monkeypatch, trouble):
+def test_without_network_digits_stand_in_for_cifar10_where_that_is_allowed(tmp_path, workplace, monkeypatch, trouble):
     monkeypatch.setattr(official, "CONNECT_SECONDS", 0.5)
     silent = socket.create_server(("127.0.0.1", 0))
     urls = {"refused": "127.0.0.1:1", "no such host": "nowhere.invalid"}
-    monkeypatch.setattr(CIFAR10, "url", f"http://{urls.get(trouble, f'127.0.0.1:{silent.getsockname()[1]}')}/x")
+    address = urls.get(trouble, f"127.0.0.1:{silent.getsockname()[1]}")
+    for reader in datasets.CIFAR10, datasets.CIFAR100:
+        monkeypatch.setattr(reader, "url", f"http://{address}/x")
     if trouble in ("breaks off", "not found"):
         serve(tmp_path, monkeypatch, BreaksOff if trouble == "breaks off" else http.server.SimpleHTTPRequestHandler)
     started = time.monotonic()
-    with pytest.raises(DataError, match=r"not in data/ or ../shared/data/ and .*download.*; put it there or give"):
-        load_dataset("cifar10")
-    assert time.monotonic() - started < 5
+    for entry in CIFAR10, CIFAR100:
+        expected = rf"{entry.title} is not in data/ or ../shared/data/ and .*download.*; put it there or give"
+        with pytest.raises(DataError, match=expected):
+            load_dataset(entry.name)
+    assert time.monotonic() - started < 10
     dataset, stand_in_because = load_dataset("auto")
     assert (dataset.name, len(dataset.labels["train"]), len(dataset.labels["test"])) == ("digits", 1437, 360)
     assert "download" in stand_in_because
@@ -320,7 +397,7 @@ def test_without_network_digits_stand_in_or_cifar10_fails(tmp_path, workplace, m
 
 
 def test_nothing_unverified_is_unpickled(small_official, workplace):
-    folder = small_official.parent / official.FOLDER
+    folder = small_official.parent / CIFAR10.folder
     (folder / "data_batch_1").write_bytes(pickle.dumps(Exploit()))
     with pytest.raises(DataError, match="not the official CIFAR-10: a file is missing or its checksum is wrong"):
         load_dataset("auto", folder)

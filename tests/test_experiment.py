@@ -12,8 +12,9 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
-from conftest import Driver, experiment_arguments, processes_in, start_experiment
+from conftest import EXPERIMENTS, Driver, experiment_arguments, processes_in, start_experiment, write_images
 
+from cifar_lab.catalogue import CIFAR100
 from cifar_lab.config import load_config
 from cifar_lab.datasets import open_dataset
 from cifar_lab.train import train
@@ -83,18 +84,31 @@ def test_no_tag_or_parameter_names_the_host_or_a_folder(tracked):
 def test_artifacts_of_a_run(tracked):
     for run in tracked.runs("tags.kind = 'run'"):
         found = [path for path in tracked.artifacts(run) if not path.startswith("images/")]
-        stages = [f"{kind}/{stage}.{end}" for kind, end in KINDS for stage in ("test", "val")]
+        stages = [f"{kind}/{stage}{end}" for kind, end in KINDS for stage in ("test", "val")]
         assert sorted(found) == sorted([*stages, "checkpoints/last.ckpt", "config.toml", "learning_curves.png"])
         images = [path for path in tracked.artifacts(run, "images") if path.endswith(".png")]
         assert sorted(re.findall(r"val_confusion\+step\+(\d)", " ".join(images))) == ["1", "2"]
 
 
-KINDS = (("confusion", "csv"), ("confusion", "png"), ("per_class", "csv"))
+KINDS = (("confusion", ".csv"), ("confusion", ".png"), ("confusion", "_pairs.csv"), ("per_class", ".csv"))
 
 
 def read_csv(tracked, run, path):
     text = Path(tracked.client.download_artifacts(run.info.run_id, path)).read_text()
     return list(csv.reader(io.StringIO(text)))
+
+
+def test_the_most_frequent_errors_are_listed(tracked):
+    for run in tracked.runs("tags.kind = 'run'"):
+        header, *rows = read_csv(tracked, run, "confusion/test.csv")
+        counts = {(row[0], name): int(n) for row in rows for name, n in zip(header[1:], row[1:], strict=True)}
+        _, *errors = read_csv(tracked, run, "confusion/test_pairs.csv")
+        listed = [int(error[2]) for error in errors]
+        most = sorted((n for (true, predicted), n in counts.items() if true != predicted and n), reverse=True)
+        assert listed == most[:20]
+        for true, predicted, n, share in errors:
+            assert int(n) == counts[true, predicted]
+            assert float(share) == pytest.approx(int(n) / sum(counts[true, name] for name in header[1:]), abs=1e-4)
 
 
 def test_confusion_counts_agree_with_the_accuracy_and_the_scores(tracked):
@@ -199,6 +213,26 @@ def test_ctrl_c_ends_the_runs_as_killed_and_leaves_no_process(unused):
     runs = client.search_runs([client.get_experiment_by_name("digits").experiment_id], "tags.kind = 'run'")
     assert {run.info.status for run in runs} == {"KILLED"}
     assert not processes_in(unused)
+
+
+def test_hundred_classes(tmp_path):
+    write_images(tmp_path / "data" / "images", (10, 1), classes=CIFAR100.classes)
+    linear = str(EXPERIMENTS / "linear.toml")
+    arguments = ("experiment", linear, "--data", "cifar100", "--seeds", "1", "--epochs", "2")
+    for settings in ((), ("--set", "model.one_vs_one=true"), ("--set", "data.labels=coarse")):
+        driver = Driver(tmp_path, *arguments, *settings)
+        assert driver.wait() == 0, driver.output()
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    for name, classes, count in (("cifar100-png", 100, 2), ("cifar100-png-coarse", 20, 1)):
+        experiment_id = client.get_experiment_by_name(name).experiment_id
+        runs = client.search_runs([experiment_id], "tags.kind = 'run' and attributes.status = 'FINISHED'")
+        assert len(runs) == count
+        for run in runs:
+            path = Path(client.download_artifacts(run.info.run_id, "confusion/test.csv"))
+            rows = list(csv.reader(path.read_text().splitlines()))
+            assert len(rows) == len(rows[0]) == classes + 1
+        champion = client.get_model_version_by_alias(name, "champion")
+        assert champion.run_id in [run.info.run_id for run in runs]
 
 
 def test_without_held_out_images_there_is_a_result_and_no_choice(unused):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from cifar_lab.catalogue import CIFAR100
 from cifar_lab.comparison import summarise
 from cifar_lab.figures import ConfusionPlot, plot_comparison, plot_learning_curves, plot_pairs
 
@@ -24,6 +25,17 @@ def test_a_heatmap_does_not_show_the_one_before():
     assert pixels.dtype == np.uint8
     assert pixels.shape[2] == 3
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+
+
+def test_many_classes_are_parted_by_superclass_and_have_no_numbers():
+    plot = ConfusionPlot(CIFAR100.classes, CIFAR100.superclasses)
+    plot.pixels(np.eye(100), "test")
+    assert not plot.axes.texts
+    names = [label.get_text() for label in plot.axes.get_yticklabels()]
+    assert len(names) == 100
+    assert [name for name in names if ":" in name][:2] == ["aquatic_mammals: beaver", "fish: aquarium_fish"]
+    lines = sorted({float(line.get_ydata()[0]) for line in plot.axes.lines if line.get_ydata()[0] > 1})
+    assert lines == [5.0 * i for i in range(1, 20)]
 
 
 def test_each_pair_has_one_cell_with_its_accuracy():

@@ -10,9 +10,12 @@ from packaging.requirements import Requirement
 
 ORDER = [
     "config",
+    "machine",
+    "catalogue",
     "sources",
     "official",
     "imagefiles",
+    "search",
     "datasets",
     "datamodule",
     "optim",

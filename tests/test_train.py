@@ -7,10 +7,10 @@ from conftest import EXPERIMENTS, WARM
 from pytorch_lightning import Callback
 
 from cifar_lab.classifier import NonFiniteLoss
-from cifar_lab.config import UsageError, UserError, load_config
+from cifar_lab.config import UserError, load_config
 from cifar_lab.datasets import load_dataset, open_dataset
 from cifar_lab.sources import DataError
-from cifar_lab.train import resolve_accelerator, resolve_config, train, weights_digest
+from cifar_lab.train import resolve_config, train, weights_digest
 
 
 @pytest.fixture
@@ -191,10 +191,3 @@ def test_resolved_config_has_nothing_left_open(digits):
     config = config_of("cnn", digits)
     assert config.data.val_size == 143
     assert config.trainer.precision in ("fp32", "bf16")
-
-
-@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")
-def test_missing_gpu_is_named():
-    assert resolve_accelerator("auto") == "cpu"
-    with pytest.raises(UsageError, match="--accelerator gpu: torch finds no GPU"):
-        resolve_accelerator("gpu")
