@@ -2,15 +2,11 @@
 PYTHON ?= python3
 EXPERIMENTS ?= linear cnn
 SEEDS ?= 8
-EPOCHS ?=
 DATA ?= auto
 ACCELERATOR ?= auto
 JOBS ?= auto
-PORT ?= 5000
-RUN ?=
 TOLERANCE ?= 0
 METRIC ?= test/acc
-FIGURE ?= comparison.png
 
 ifeq ($(CONDA_DEFAULT_ENV),cifar-lab)
 BIN :=
@@ -21,13 +17,13 @@ READY := .venv/ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup experiment pairs reproduce compare best ui relocate test bench lint audit lock
+.PHONY: help setup experiment pairs reproduce compare best predict serve data ui relocate test bench lint audit lock
 LAB := $(BIN)python -m cifar_lab
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
-	@echo 'variables: EXPERIMENTS="linear cnn" SEEDS=8|3,5 EPOCHS= DATA=auto|cifar10|digits ACCELERATOR=auto|cpu|gpu JOBS=auto PORT=5000'
-	@echo '           RUN=<run id> TOLERANCE=0 METRIC=test/acc FIGURE=comparison.png'
+	@echo 'variables: EXPERIMENTS="linear cnn" SEEDS=8|3,5 EPOCHS= DATA=auto|cifar10|cifar100|digits ACCELERATOR=auto|cpu|gpu JOBS=auto PORT=<port>'
+	@echo '           RUN=<run id> TOLERANCE=0 METRIC=test/acc FIGURE=<file> IMAGES=<files> MODEL=<run id>|models:/...'
 
 .venv/ready: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cifar-lab needs Python 3.11 or newer; try make PYTHON=python3.12")'
@@ -51,13 +47,22 @@ reproduce: $(READY)  ## train the run RUN again and say whether it comes out ide
 	$(LAB) reproduce $(or $(RUN),$(error give RUN=<run id>; make best and make ui show ids)) --tolerance $(TOLERANCE) --accelerator $(ACCELERATOR)
 
 compare: $(READY)  ## differences between EXPERIMENTS in METRIC with intervals and p-values, drawn in FIGURE
-	$(LAB) compare $(EXPERIMENTS) --metric $(METRIC) --figure $(FIGURE)
+	$(LAB) compare $(EXPERIMENTS) --metric $(METRIC) --figure $(or $(FIGURE),comparison.png)
 
 best: $(READY)  ## name the best run by validation accuracy, and why
 	$(LAB) best
 
+predict: $(READY)  ## classes of the image files IMAGES by the champion, or by MODEL
+	$(LAB) predict $(or $(IMAGES),$(error give IMAGES="files, folders or patterns")) $(if $(MODEL),--model $(MODEL))
+
+serve: $(READY)  ## answer HTTP requests with the champion, or MODEL, on 127.0.0.1:PORT
+	$(LAB) serve $(if $(MODEL),--model $(MODEL)) --port $(or $(PORT),5001)
+
+data: $(READY)  ## say what images are there, from where, how many; draw some in FIGURE
+	$(LAB) data --data $(DATA) --figure $(or $(FIGURE),samples.png)
+
 ui: $(READY)  ## open the tracked runs in MLflow's UI on 127.0.0.1:PORT
-	$(LAB) ui --port $(PORT)
+	$(LAB) ui --port $(or $(PORT),5000)
 
 relocate: $(READY)  ## after this folder was moved or copied, let mlflow.db find its artifacts
 	$(LAB) relocate

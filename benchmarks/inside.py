@@ -21,7 +21,15 @@ from benchmarks.table import Row, alternate, timed
 from cifar_lab import provenance, tracking, worker
 from cifar_lab.classifier import Classifier
 from cifar_lab.config import Config, load_config
-from cifar_lab.datamodule import EVALUATION_BATCH, Batches, TrainBatches, batch_sizes, derive_seed, split_train
+from cifar_lab.datamodule import (
+    EVALUATION_BATCH,
+    Batches,
+    TrainBatches,
+    batch_sizes,
+    derive_seed,
+    split_train,
+    training_side,
+)
 from cifar_lab.datasets import Dataset
 from cifar_lab.models import make_model
 from cifar_lab.optim import make_optimizer, make_schedule
@@ -99,7 +107,8 @@ def train_bare(config: Config, dataset: Dataset) -> tuple[Classifier, float]:
     optimizer = make_optimizer(model, config.optim, _dtype(config))
     schedule = make_schedule(optimizer, config.optim, len(batches) // parts * config.trainer.epochs)
     seconds = timed()
-    for _ in range(config.trainer.epochs):
+    for epoch in range(config.trainer.epochs):
+        val_batches = Batches(*val, EVALUATION_BATCH, partial(training_side, config, epoch))
         model.train()
         for index, batch in enumerate(batches):
             (_loss(model, config, *batch, config.optim.label_smoothing) / parts).backward()
@@ -109,7 +118,7 @@ def train_bare(config: Config, dataset: Dataset) -> tuple[Classifier, float]:
                 schedule.step()
         model.eval()
         with torch.no_grad():
-            torch.stack([_loss(model, config, *batch, 0.0) for batch in Batches(*val, EVALUATION_BATCH)]).sum().item()
+            torch.stack([_loss(model, config, *batch, 0.0) for batch in val_batches]).sum().item()
     return model, seconds()
 
 

@@ -92,6 +92,27 @@ def compare(options: argparse.Namespace) -> int:
     return compare_experiments([*map(experiment_name, options.experiments)], options.metric, options.figure)
 
 
+def predict(options: argparse.Namespace) -> int:
+    """Classify image files."""
+    from cifar_lab.predict import predict
+
+    return predict(options.images, options.model, options.top, options.json)
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Become MLflow's model server."""
+    from cifar_lab.serve import serve
+
+    return serve(options.model, options.port)
+
+
+def data(options: argparse.Namespace) -> int:
+    """Show what images are there."""
+    from cifar_lab.data import show_data
+
+    return show_data(options.data, options.data_dir, options.figure)
+
+
 def best(options: argparse.Namespace) -> int:
     """Name the best runs."""
     from cifar_lab.best import print_best
@@ -114,7 +135,8 @@ def ui(options: argparse.Namespace) -> int:
     start_ui(options.port)
 
 
-COMMANDS = {command.__name__: command for command in (experiment, pairs, reproduce, compare, best, relocate, ui)}
+FUNCTIONS = (experiment, pairs, reproduce, compare, best, predict, serve, data, ui, relocate)
+COMMANDS = {function.__name__: function for function in FUNCTIONS}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -53,6 +53,27 @@ def make_parser() -> Parser:
     add.add_argument("--metric", choices=METRICS, default="test/acc", help="of all of them; default test/acc")
     add.add_argument("--figure", type=_picture, default="comparison.png", help="default comparison.png")
 
+    add = commands.add_parser("predict", help="classes and probabilities of image files")
+    add.set_defaults(command="predict")
+    add.add_argument("images", nargs="+", metavar="image", help="file, folder, or pattern such as 'photos/*.jpg'")
+    add.add_argument(
+        "--model", help="beginning of the id of a finished run, or models:/...; default: the champion of the data set"
+    )
+    add.add_argument("--top", type=_positive, default=3, help="how many classes; default 3")
+    add.add_argument("--json", action="store_true", help="machine-readable")
+
+    add = commands.add_parser("serve", help="answer HTTP requests on 127.0.0.1 with MLflow's model server")
+    add.set_defaults(command="serve")
+    add.add_argument("--model", help="models:/...; default: the champion of the data set")
+    add.add_argument("--port", type=_port, default=5001, help="default 5001")
+
+    add = commands.add_parser(
+        "data", help="what images are there, from where, how many of each class; a picture of some"
+    )
+    add.set_defaults(command="data")
+    _add_data_options(add)
+    add.add_argument("--figure", type=_picture, default="samples.png", help="default samples.png")
+
     add = commands.add_parser("best", help="name the best run by val/acc, and why")
     add.set_defaults(command="best")
 
@@ -81,6 +102,18 @@ def _add_training_options(add: Parser) -> None:
         dest="overrides",
         help="override one setting; may be repeated",
     )
+    _add_data_options(add)
+    add.add_argument(
+        "--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="default auto: a GPU if there is one"
+    )
+    add.add_argument(
+        "--jobs",
+        type=lambda text: None if text == "auto" else _positive(text),
+        help="runs at once; default auto: as the cores allow, one on a GPU",
+    )
+
+
+def _add_data_options(add: Parser) -> None:
     add.add_argument(
         "--data",
         choices=("auto", "cifar10", "cifar100", "digits"),
@@ -92,14 +125,6 @@ def _add_training_options(add: Parser) -> None:
         type=Path,
         default=os.environ.get("CIFAR_LAB_DATA") or None,
         help="folder or archive with the images; default $CIFAR_LAB_DATA, then data/, ../shared/data/, download",
-    )
-    add.add_argument(
-        "--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="default auto: a GPU if there is one"
-    )
-    add.add_argument(
-        "--jobs",
-        type=lambda text: None if text == "auto" else _positive(text),
-        help="runs at once; default auto: as the cores allow, one on a GPU",
     )
 
 

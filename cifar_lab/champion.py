@@ -1,25 +1,19 @@
 """The best run's model in the registry."""
 
-import tempfile
 import warnings
 from importlib.metadata import version
-from pathlib import Path
 
 import mlflow
 import numpy as np
-import torch
 from mlflow.entities import LoggedModelOutput, Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
 
-from cifar_lab.config import UserError, load_config
 from cifar_lab.datasets import Dataset
-from cifar_lab.models import Probabilities, make_model
-from cifar_lab.train import load_checkpoint
-
-ALIAS = "champion"
+from cifar_lab.runs import ALIAS
+from cifar_lab.trained import network_of
 
 
 def crown(client: MlflowClient, best: Run, dataset: Dataset) -> bool:
@@ -53,7 +47,7 @@ def register_model(client: MlflowClient, run: Run, dataset: Dataset) -> str:
 
     It takes (n, 32, 32, 3) uint8 images and gives (n, classes) float32 probabilities.
     """
-    model = Probabilities(load_model(client, run, dataset)).eval()
+    model = network_of(client, run)
     tags = {"mlflow.user": "-", "mlflow.source.name": run.data.tags["mlflow.source.name"]}  # not the login and a path
     logged = client.create_logged_model(run.info.experiment_id, "model", run.info.run_id, tags)
     warnings.filterwarnings("ignore", message="No complete tensor found in the group")  # torch.export's own bookkeeping
@@ -67,20 +61,8 @@ def register_model(client: MlflowClient, run: Run, dataset: Dataset) -> str:
             Schema([TensorSpec(np.dtype(np.float32), (-1, len(dataset.classes)))]),
         ),
         registered_model_name=dataset.name,
+        metadata={"classes": list(dataset.classes)},
         pip_requirements=[f"{package}=={version(package)}" for package in ("mlflow", "torch", "numpy")],
     )
     client.log_outputs(run.info.run_id, [LoggedModelOutput(logged.model_id, step=0)])
     return info.registered_model_version
-
-
-def load_model(client: MlflowClient, run: Run, dataset: Dataset) -> torch.nn.Module:
-    """The trained network of a run, from its tracked config and last checkpoint, on the CPU."""
-    with tempfile.TemporaryDirectory() as folder:
-        config = load_config(client.download_artifacts(run.info.run_id, "config.toml", folder))
-        checkpoint = load_checkpoint(Path(client.download_artifacts(run.info.run_id, "checkpoints/last.ckpt", folder)))
-    model = make_model(config, dataset)
-    try:
-        model.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError:
-        raise UserError(f"the model of {run.info.run_name} ({run.info.run_id}) was made by other code") from None
-    return model

@@ -58,16 +58,18 @@ def training_side(config: Config, epoch: int) -> int:
 
 
 class Batches:
-    """Batches ((b, 32, 32, 3) uint8, (b,) int64) of images in order, the last one as small as it comes."""
+    """Batches ((b, side, side, 3) uint8, (b,) int64) of images in order, the last one as small as it comes."""
 
-    def __init__(self, images: torch.Tensor, labels: torch.Tensor, batch_size: int) -> None:
-        self.images, self.labels, self.batch_size = images, labels, batch_size
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor, batch_size: int, side: Callable[[], int]) -> None:
+        self.images, self.labels, self.batch_size, self.side = images, labels, batch_size, side
 
     def __len__(self) -> int:
         return -(-len(self.labels) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        return zip(self.images.split(self.batch_size), self.labels.split(self.batch_size), strict=True)
+        side = self.side()
+        for images, labels in zip(self.images.split(self.batch_size), self.labels.split(self.batch_size), strict=True):
+            yield resize(images, side), labels
 
 
 class TrainBatches(Batches):
@@ -83,7 +85,7 @@ class TrainBatches(Batches):
         self, images: torch.Tensor, labels: torch.Tensor, config: Config, seed: int, epoch: Callable[[], int]
     ) -> None:
         batch_size, micro_batch_size = batch_sizes(config.trainer, len(labels))
-        super().__init__(images, labels, micro_batch_size)
+        super().__init__(images, labels, micro_batch_size, lambda: training_side(config, epoch()))
         self.config = config
         self.count = len(labels) // batch_size * batch_size // self.batch_size * self.batch_size
         self.seed, self.epoch = seed, epoch
@@ -91,7 +93,7 @@ class TrainBatches(Batches):
         self.mirrored = torch.rand(len(labels), generator=generator, device=labels.device) < 0.5
         padded = reflect_border(reflect_border(images, config.data.translate, 1), config.data.translate, 2)
         padded = torch.cat([padded, padded.flip(2)])  # of image i of n the mirror image is n + i
-        self.side = padded.shape[1]
+        self.width = padded.shape[1]
         # any 32 pixels in a row; a shifted image is 32 of them, and copying rows is many times faster than pixels
         self.rows = padded.view(-1).as_strided((padded.numel() // 3 - 31, 32 * 3), (3, 1))
 
@@ -104,9 +106,9 @@ class TrainBatches(Batches):
         order = torch.randperm(len(self.labels), generator=generator, device=device)[: self.count]
         y, x = torch.randint(shifts, (2, self.count), generator=generator, device=device)
         mirrored = (self.mirrored[order] ^ (epoch % 2 == 1)) if self.config.data.flip else torch.zeros_like(order)
-        starts = ((mirrored * len(self.labels) + order) * self.side + y) * self.side + x
-        down = torch.arange(32, device=device) * self.side
-        side = training_side(self.config, epoch)
+        starts = ((mirrored * len(self.labels) + order) * self.width + y) * self.width + x
+        down = torch.arange(32, device=device) * self.width
+        side = self.side()
         for index, start in zip(order.split(self.batch_size), starts.split(self.batch_size), strict=True):
             images = self.rows.index_select(0, (start[:, None] + down).view(-1)).view(-1, 32, 32, 3)
             yield resize(images, side), self.labels[index]
@@ -133,7 +135,10 @@ def resize(images: torch.Tensor, side: int) -> torch.Tensor:
 
 
 class CIFAR10DataModule(LightningDataModule):
-    """Train, validation and test batches of a data set, as uint8 on the trainer's device."""
+    """Train, validation and test batches of a data set, as uint8 on the trainer's device.
+
+    Images are validated at the side that was trained in the epoch, and tested at the last one.
+    """
 
     def __init__(self, dataset: Dataset, config: Config, seed: int) -> None:
         super().__init__()
@@ -143,10 +148,13 @@ class CIFAR10DataModule(LightningDataModule):
         return TrainBatches(*self._tensors("train", 0), self.config, self.seed, lambda: self.trainer.current_epoch)
 
     def val_dataloader(self) -> Batches:
-        return Batches(*self._tensors("train", 1), EVALUATION_BATCH)
+        return Batches(*self._tensors("train", 1), EVALUATION_BATCH, self._side)
 
     def test_dataloader(self) -> Batches:
-        return Batches(*self._tensors("test"), EVALUATION_BATCH)
+        return Batches(*self._tensors("test"), EVALUATION_BATCH, lambda: self.config.data.sides[-1])
+
+    def _side(self) -> int:
+        return training_side(self.config, self.trainer.current_epoch)
 
     def _tensors(self, split: str, part: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         images, labels = self.dataset.images[split], self.dataset.labels[split]

@@ -122,7 +122,7 @@ def _crown(client: MlflowClient, items: Sequence[repeat.Repeats]) -> list[str]:
     address = f"{ui.server()}/#/experiments/{experiment_id}/runs/{best.info.run_id}?workflowType=machine_learning"
     environment = Path(sys.prefix)
     python = f"{environment.name}/bin/python" if environment.parent == Path.cwd() else "python"
-    model = f"mlflow.pyfunc.load_model('models:/{dataset.name}@{champion.ALIAS}')"
+    model = f"mlflow.pyfunc.load_model('models:/{dataset.name}@{runs.ALIAS}')"
     images = f"np.load('{dataset.folder}/images_test.npy')[:5]"
     lines = [
         f"best run: {best.info.run_name}, highest val acc of all on these images: {val}, {test}",

@@ -103,6 +103,20 @@ def plot_pairs(accuracies: np.ndarray, classes: Sequence[str], title: str) -> Fi
     return figure
 
 
+def plot_samples(images: np.ndarray, classes: Sequence[str]) -> Figure:
+    """A row of images for each class; images: (classes, columns, 32, 32, 3) uint8."""
+    rows, columns = images.shape[:2]
+    sheet = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
+    sheet = sheet.transpose(0, 2, 1, 3, 4).reshape(34 * rows, 34 * columns, 3)
+    figure = Figure(figsize=(0.5 * columns + 2, 0.5 * rows + 0.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(sheet, interpolation="nearest")
+    axes.set(xticks=[], yticks=34 * np.arange(rows) + 17, yticklabels=classes)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
 def plot_learning_curves(curves: Mapping[str, Mapping[str, np.ndarray]], title: str) -> Figure:
     """Loss and accuracy over completed epochs.
 

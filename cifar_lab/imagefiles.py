@@ -35,7 +35,7 @@ def image_folder(path: Path, entry: Entry) -> Source:
         for file in progress(files, "decoding"):
             yield str(file), file.stat().st_size, file.read_bytes
 
-    return Source(digest, lambda: _read_images(path, members, entry))
+    return Source(str(path), digest, lambda: _read_images(path, members, entry))
 
 
 def image_archive(path: Path, entry: Entry) -> Source:
@@ -53,7 +53,7 @@ def image_archive(path: Path, entry: Entry) -> Source:
                 yield member.filename, member.file_size, functools.partial(archive.read, member)
 
     members = zip_members if path.suffix.lower() == ".zip" else tar_members
-    return Source(lambda: file_digest(path), lambda: _read_images(path, members, entry))
+    return Source(str(path), lambda: file_digest(path), lambda: _read_images(path, members, entry))
 
 
 def _refuse(path: Path, name: str, special: bool) -> None:

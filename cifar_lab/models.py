@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cifar_lab.classifier import Classifier
 from cifar_lab.config import CNNConfig, Config
-from cifar_lab.datamodule import split_train
+from cifar_lab.datamodule import resize, split_train
 from cifar_lab.datasets import Dataset
 
 HEAD_SCALE = 30  # makes one learning rate suit the weights of the head and the shifts of batch norm
@@ -87,24 +87,34 @@ def whitening_filters(images: Tensor, directions: int = 12, eps: float = 5e-4) -
 
 def make_model(config: Config, dataset: Dataset) -> Classifier:
     """The network of `config` for the classes and training images of `dataset`, from torch's generator."""
-    common = (config.optim, dataset.mean, dataset.std, len(dataset.classes), config.model.one_vs_one)
-    if not isinstance(config.model, CNNConfig):
-        return LogisticRegression(*common)
-    layers = {name: getattr(config.model, name) for name in ("directions", "widths", "depth")}
-    model = CNN(*common, **layers)
-    train, _ = split_train(dataset.labels["train"], config.data)
-    some = train[:: max(1, len(train) // 5000)]  # of all classes, also where the images are ordered by class
-    images = torch.from_numpy(dataset.images["train"][some])
-    model.whitening.copy_(whitening_filters(model.normalise(images).permute(0, 3, 1, 2), config.model.directions))
+    model = make_network(config, len(dataset.classes), dataset.mean, dataset.std)
+    if isinstance(model, CNN):
+        train, _ = split_train(dataset.labels["train"], config.data)
+        some = train[:: max(1, len(train) // 5000)]  # of all classes, also where the images are ordered by class
+        images = torch.from_numpy(dataset.images["train"][some])
+        model.whitening.copy_(whitening_filters(model.normalise(images).permute(0, 3, 1, 2), config.model.directions))
     return model
 
 
-class Probabilities(nn.Module):
-    """What is served: (n, 32, 32, 3) uint8 images to (n, classes) float32 probabilities."""
+def make_network(
+    config: Config, classes: int, mean: tuple[float, ...] = (0.0,) * 3, std: tuple[float, ...] = (1.0,) * 3
+) -> Classifier:
+    """The network of `config`, its weights from torch's generator, its whitening zero."""
+    common = (config.optim, mean, std, classes, config.model.one_vs_one)
+    if not isinstance(config.model, CNNConfig):
+        return LogisticRegression(*common)
+    return CNN(*common, **{name: getattr(config.model, name) for name in ("directions", "widths", "depth")})
 
-    def __init__(self, classifier: Classifier) -> None:
+
+class Probabilities(nn.Module):
+    """What is served: (n, 32, 32, 3) uint8 images to (n, classes) float32 probabilities.
+
+    The network sees them with `side` pixels, as at the end of its training.
+    """
+
+    def __init__(self, classifier: Classifier, side: int) -> None:
         super().__init__()
-        self.classifier = classifier
+        self.classifier, self.side = classifier, side
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(images).softmax(1)
+        return self.classifier(resize(images, self.side)).softmax(1)

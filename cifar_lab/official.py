@@ -97,7 +97,7 @@ def official_archive(path: Path, entry: Entry) -> Source:
                 archive.extractall(folder, filter="data")
             return _read_official(Path(folder) / entry.folder, entry, str(path))
 
-    return Source(lambda: file_digest(path), decode)
+    return Source(str(path), lambda: file_digest(path), decode)
 
 
 def official_folder(path: Path, entry: Entry) -> Source:
@@ -105,7 +105,7 @@ def official_folder(path: Path, entry: Entry) -> Source:
         files = sorted(file for file in path.iterdir() if file.is_file())
         return hashlib.sha256("".join(map(file_digest, files)).encode()).hexdigest()
 
-    return Source(digest, lambda: _read_official(path, entry, str(path)))
+    return Source(str(path), digest, lambda: _read_official(path, entry, str(path)))
 
 
 def _read_official(folder: Path, entry: Entry, name: str) -> Images:

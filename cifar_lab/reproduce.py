@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from filelock import Timeout
@@ -12,12 +11,13 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from cifar_lab import runs, store, tracking
-from cifar_lab.config import Config, UserError, load_config
-from cifar_lab.datasets import Dataset, find_cached, load_dataset, select
+from cifar_lab.config import Config, UserError
+from cifar_lab.datasets import Dataset
 from cifar_lab.machine import resolve_accelerator
 from cifar_lab.provenance import run_tags
 from cifar_lab.repeat import end_dead_runs
 from cifar_lab.train import Epoch
+from cifar_lab.trained import config_of, dataset_of
 from cifar_lab.worker import train_tracked
 
 EPOCH_METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "lr")  # epoch_seconds is nobody's to reproduce
@@ -65,8 +65,7 @@ def reproduce(prefix: str, tolerance: float, accelerator: str, data_dir: Path | 
     original = runs.find_run(client, prefix)
     if original.data.tags.get("kind") not in ("run", "reproduction") or original.info.status != "FINISHED":
         raise UserError(f"run {prefix} is not a finished run ({original.info.run_name}, {original.info.status})")
-    config = _config(client, original)
-    dataset = select(_dataset(client, original, data_dir), config.data)
+    config, dataset = config_of(client, original), dataset_of(client, original, data_dir)
     if accelerator == "auto":
         accelerator = _accelerator(original.data.tags["accelerator"])
     accelerator = resolve_accelerator(accelerator)
@@ -78,23 +77,10 @@ def reproduce(prefix: str, tolerance: float, accelerator: str, data_dir: Path | 
     return 0 if verdict.holds else 1
 
 
-def _config(client: MlflowClient, run: Run) -> Config:
-    with TemporaryDirectory() as folder:
-        return load_config(client.download_artifacts(run.info.run_id, "config.toml", folder))
-
-
 def _accelerator(tracked: str) -> str:
     if tracked != resolve_accelerator("cpu" if tracked == "cpu" else "auto"):
         raise UserError(f"the run was trained on {tracked}, which is not here; try --accelerator cpu --tolerance 0.01")
     return "cpu" if tracked == "cpu" else "gpu"
-
-
-def _dataset(client: MlflowClient, run: Run, data_dir: Path | None) -> Dataset:
-    """The images of `run` from the cache, else what is found now, which the verdict names if it is not the same."""
-    if data_dir is None and (found := find_cached(run.data.tags["data_digest"])):
-        return found
-    name = client.get_experiment(run.info.experiment_id).name  # cifar10-jpeg and so on
-    return load_dataset(name.partition("-")[0], data_dir)[0]
 
 
 def _train(client: MlflowClient, original: Run, config: Config, dataset: Dataset, accelerator: str) -> Run:

@@ -11,6 +11,7 @@ from cifar_lab import store
 from cifar_lab.config import UserError
 
 PAGE = 1000
+ALIAS = "champion"
 # What besides config, images and seed may change a run's bits: a run is continued only where all of it is the same.
 CIRCUMSTANCES = {
     "code_digest": "code",
@@ -138,3 +139,13 @@ def curves(client: MlflowClient, run_id: str) -> dict[str, dict[str, np.ndarray]
         for stage in ("train", "val")
     }
     return {stage: metrics for stage, metrics in found.items() if len(metrics["acc"])}
+
+
+def champion_address(client: MlflowClient) -> str:
+    """The address of the champion. Raises UserError if there is none, or one of each of several data sets."""
+    found = [f"models:/{model.name}@{ALIAS}" for model in client.search_registered_models() if ALIAS in model.aliases]
+    if not found:
+        raise UserError("no champion yet; make experiment trains some models and chooses one")
+    if len(found) > 1:
+        raise UserError(f"several data sets have a champion; give one of them: {', '.join(found)}")
+    return found[0]

@@ -83,4 +83,4 @@ def _digits(because: str) -> Source:
             dict(zip(SPLITS, parts[2:], strict=True)),
         )
 
-    return Source(lambda: hashlib.sha256(b"digits 1").hexdigest(), decode, because)
+    return Source("scikit-learn", lambda: hashlib.sha256(b"digits 1").hexdigest(), decode, because)

@@ -43,6 +43,7 @@ class Images:
 class Source:
     """A place that holds a data set, not yet read."""
 
+    place: str
     digest: Callable[[], str]  # changes when the files change; names the cache
     decode: Callable[[], Images]
     stand_in_because: str = ""  # why digits stand in for CIFAR-10

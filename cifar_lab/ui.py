@@ -75,9 +75,14 @@ def start_ui(port: int) -> None:
         print("\n".join(view_addresses(client, found.experiment_id, port)), flush=True)
     if client.tracking_uri.startswith("http"):
         return
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise UserError(f"port {port} is in use; give another, such as make ui PORT={port + 1}")
+    check_port(port, f"make ui PORT={port + 1}")
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # its job runners are idle here, and 1.3 GB
     command = ["-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     os.execv(sys.executable, [sys.executable, *command, "--backend-store-uri", client.tracking_uri])
+
+
+def check_port(port: int, other: str) -> None:
+    """Raise UserError, which proposes the command `other`, if something listens on `port` of 127.0.0.1."""
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise UserError(f"port {port} is in use; give another, such as {other}")

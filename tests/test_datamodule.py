@@ -120,6 +120,6 @@ def test_nothing_is_held_out_where_none_is_asked_for():
 def test_last_training_batch_is_dropped_and_last_evaluation_batch_is_short():
     assert [len(label) for _, label in make_batches(batch_size=10)[1]] == [10, 10, 10]
     assert [len(label) for _, label in make_batches(batch_size=100)[1]] == [32]
-    batches = Batches(torch.zeros(25, 32, 32, 3, dtype=torch.uint8), torch.zeros(25, dtype=torch.int64), 10)
-    assert [len(label) for _, label in batches] == [10, 10, 5]
+    batches = Batches(torch.zeros(25, 32, 32, 3, dtype=torch.uint8), torch.zeros(25, dtype=torch.int64), 10, lambda: 24)
+    assert [(len(label), images.shape[1]) for images, label in batches] == [(10, 24), (10, 24), (5, 24)]
     assert len(batches) == 3

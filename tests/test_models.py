@@ -8,7 +8,7 @@ from conftest import EXPERIMENTS
 from torch import nn
 
 from cifar_lab.config import OptimConfig, load_config
-from cifar_lab.datamodule import split_train
+from cifar_lab.datamodule import resize, split_train
 from cifar_lab.datasets import load_dataset
 from cifar_lab.models import (
     CNN,
@@ -120,6 +120,7 @@ def test_loss_and_confusion_of_four_rows_worked_by_hand():
 
 def test_served_probabilities_are_the_softmax_of_the_logits(images):
     model = CNN(*COMMON, directions=5, widths=(4, 4, 4), depth=1).eval()
-    probabilities = Probabilities(model).eval()(images)
-    torch.testing.assert_close(probabilities.sum(1), torch.ones(5))
-    torch.testing.assert_close(probabilities, model(images).softmax(1))
+    for side in 32, 24:
+        probabilities = Probabilities(model, side).eval()(images)
+        torch.testing.assert_close(probabilities.sum(1), torch.ones(5))
+        torch.testing.assert_close(probabilities, model(resize(images, side)).softmax(1))

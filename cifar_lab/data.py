@@ -1,0 +1,38 @@
+"""What images are there: from where, their digest, how many of each class, a picture of some."""
+
+from pathlib import Path
+
+import numpy as np
+
+from cifar_lab.datasets import decoded
+from cifar_lab.figures import plot_samples
+from cifar_lab.search import find_source
+from cifar_lab.sources import staged
+
+COLUMNS = 10  # of the picture
+
+
+def show_data(data: str, data_dir: Path | None, figure: Path) -> int:
+    """Print a description of the data set that `data` and `data_dir` mean; draw training images of it in `figure`."""
+    source = find_source(data, data_dir)
+    dataset = decoded(source)
+    if source.stand_in_because:
+        print(f"NOT CIFAR-10. {source.stand_in_because}. A stand-in is used instead.")
+    print(f"{dataset.title}, MLflow experiment {dataset.name}")
+    print(f"from {source.place}, decoded in {dataset.folder}")
+    print(f"digest {dataset.digest}")
+    for name, values in ("mean", dataset.mean), ("standard deviation", dataset.std):
+        print(f"{name} of the training pixels, from 0 to 1: " + ", ".join(f"{value:.4f}" for value in values))
+    counts = {split: np.bincount(labels, minlength=len(dataset.classes)) for split, labels in dataset.labels.items()}
+    width = max(map(len, dataset.classes))
+    print(f"\n{'class':{width}}  {'train':>6}  {'test':>6}")
+    for index, name in enumerate(dataset.classes):
+        print(f"{name:{width}}  {counts['train'][index]:6,}  {counts['test'][index]:6,}")
+    print(f"{'all':{width}}  {counts['train'].sum():6,}  {counts['test'].sum():6,}")
+    columns = min(COLUMNS, counts["train"].min())
+    first = [np.flatnonzero(dataset.labels["train"] == label)[:columns] for label in range(len(dataset.classes))]
+    with staged(figure) as path:
+        images = dataset.images["train"][np.stack(first)]
+        plot_samples(images, dataset.classes).savefig(path, format=figure.suffix[1:], dpi=110)
+    print(f"\nthe first {columns} training images of each class are drawn in {figure}")
+    return 0

@@ -1,0 +1,123 @@
+"""What a trained model says of image files of any size and kind."""
+
+import glob
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from PIL import Image, ImageOps
+
+from cifar_lab import runs, store
+from cifar_lab.config import UserError
+from cifar_lab.imagefiles import UNDECODABLE
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")  # looked for in folders
+BATCH = 250
+WHITE = (255, 255, 255, 255)
+
+Model = tuple[tuple[str, ...], Callable[[np.ndarray], np.ndarray]]  # classes; (n, 32, 32, 3) uint8 to (n, classes)
+
+
+def predict(images: Sequence[str], model: str | None, top: int, as_json: bool) -> int:
+    """Print the `top` classes of every image with their probabilities; 1 if an image could not be read, else 0."""
+    files = _find(images)
+    classes, probabilities = _load(store.connect(), model)
+    answers = []
+    for start in range(0, len(files), BATCH):
+        part = files[start : start + BATCH]
+        readings = [read_image(file) for file in part]
+        pixels = [reading for reading in readings if isinstance(reading, np.ndarray)]
+        rows = iter(probabilities(np.stack(pixels)) if pixels else ())
+        for file, reading in zip(part, readings, strict=True):
+            if isinstance(reading, str):
+                answers.append({"file": str(file), "error": reading})
+                print(f"{file}: {reading}", file=sys.stderr)
+            else:
+                answers.append({"file": str(file), "predictions": _top(next(rows), classes, top)})
+                if not as_json:
+                    told = ", ".join(f"{p['class']} {p['probability']:.1%}" for p in answers[-1]["predictions"])
+                    print(f"{file}: {told}")
+    if as_json:
+        print(json.dumps(answers, indent=2))
+    return int(any("error" in answer for answer in answers))
+
+
+def _find(images: Sequence[str]) -> list[Path]:
+    """The files that are meant by files, folders and patterns. Raises UserError for one that means nothing."""
+    found: list[Path] = []
+    for name in images:
+        path = Path(name)
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            if not files:
+                raise UserError(f"{name}: no image files in this folder ({', '.join(SUFFIXES)})")
+            found += files
+        elif path.exists() or not (matches := sorted(glob.glob(name, recursive=True))):
+            found.append(path)  # what is not there is told with those that can't be read
+        else:
+            found += map(Path, matches)
+    return found
+
+
+def read_image(file: Path) -> np.ndarray | str:
+    """(32, 32, 3) uint8: the middle square of the image, scaled; or why it can't be read.
+
+    Transparent parts become white; of an animation the first frame is taken.
+    """
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I") or image.mode == "F":  # more than 8 bits of grey
+                values = np.asarray(image, np.float64)
+                white = 65535 if image.mode != "F" else 255 if values.max() > 1 else 1
+                image = Image.fromarray((255 * values / white).clip(0, 255).astype(np.uint8))
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
+            return np.asarray(ImageOps.fit(image.convert("RGB"), (32, 32), Image.Resampling.BILINEAR))
+    except FileNotFoundError:
+        return "no such file"
+    except UNDECODABLE as error:
+        return f"not a readable image ({str(error).partition(' <')[0].partition(chr(10))[0] or type(error).__name__})"
+
+
+def _load(client: MlflowClient, model: str | None) -> Model:
+    """A registered model by its address, a run's by the beginning of its id, or the champion."""
+    if model is None:
+        model = runs.champion_address(client)
+    if not model.startswith("models:/"):
+        return _of_run(client, model)
+    try:
+        classes = (mlflow.models.get_model_info(model).metadata or {}).get("classes")
+        if not classes:
+            raise UserError(f"{model} was not registered by cifar_lab: it does not say what its classes are")
+        return tuple(classes), mlflow.pyfunc.load_model(model).predict
+    except MlflowException as error:
+        raise UserError(f"{model}: {store.explain(error)}") from None
+
+
+def _of_run(client: MlflowClient, prefix: str) -> Model:
+    from cifar_lab.trained import classes_of, network_of  # with Lightning, which a registered model does not need
+
+    run = runs.find_run(client, prefix)
+    if run.data.tags.get("kind") not in ("run", "reproduction") or run.info.status != "FINISHED":
+        raise UserError(f"run {prefix} is not a finished run ({run.info.run_name}, {run.info.status})")
+    network = network_of(client, run)
+
+    def compute(pixels: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return network(torch.from_numpy(pixels)).numpy()
+
+    return classes_of(client, run), compute
+
+
+def _top(probabilities: np.ndarray, classes: Sequence[str], top: int) -> list[dict[str, object]]:
+    order = np.argsort(-probabilities, kind="stable")[:top]
+    return [{"class": classes[i], "probability": round(float(probabilities[i]), 6)} for i in order]

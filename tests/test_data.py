@@ -1,0 +1,24 @@
+import re
+
+from conftest import write_images
+from PIL import Image
+
+from cifar_lab.__main__ import main
+
+
+def test_images_are_described_and_drawn(workplace, capsys):
+    write_images(workplace / "data" / "images")
+    assert main(["data"]) == 0
+    output = capsys.readouterr().out
+    assert "CIFAR-10 (PNG copy), MLflow experiment cifar10-png\nfrom data/images, decoded in data/cache/" in output
+    assert re.search("digest [0-9a-f]{64}\n", output)
+    assert re.search(r"\ncat +12 +4\n", output)
+    assert re.search(r"\nall +120 +40\n", output)
+    assert "the first 10 training images of each class are drawn in samples.png" in output
+    with Image.open(workplace / "samples.png") as picture:
+        assert min(picture.size) > 300
+
+
+def test_what_is_missing_costs_one_line(workplace, capsys):
+    assert main(["data", "--data-dir", "nowhere"]) == 1
+    assert capsys.readouterr().err == "cifar_lab: data directory nowhere does not exist\n"

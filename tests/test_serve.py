@@ -1,0 +1,91 @@
+"""The champion behind MLflow's model server."""
+
+import json
+import socket
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+from conftest import Driver
+
+from cifar_lab.datasets import open_dataset
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def address(tracked):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    driver = Driver(tracked.folder, "serve", "--port", str(port))
+    address = f"http://127.0.0.1:{port}"
+    driver.wait("/invocations")
+    assert f"probabilities of 0, 1, 2, 3, 4, 5, 6, 7, 8, 9: {address}/invocations" in driver.output()
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(f"{address}/ping")
+            break
+        except OSError:
+            assert driver.process.is_alive(), driver.output()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    yield address
+    other = Driver(tracked.folder, "serve", "--port", str(port))
+    assert other.wait() == 1
+    assert f"port {port} is in use; give another, such as make serve PORT={port + 1}" in other.output()
+    driver.process.terminate()
+    assert driver.wait() == 0
+    assert "Traceback" not in driver.output()
+
+
+def post(address, body, kind="application/json"):
+    request = urllib.request.Request(f"{address}/invocations", body, {"Content-Type": kind})
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_images_get_probabilities(tracked, address):
+    dataset = open_dataset(next(tracked.folder.glob("data/cache/*")))
+    status, text = post(address, json.dumps({"inputs": dataset.images["test"][:50].tolist()}).encode())
+    assert status == 200
+    probabilities = np.array(json.loads(text)["predictions"])
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    assert (probabilities.argmax(1) == dataset.labels["test"][:50]).mean() > 0.5
+
+
+IMAGE = np.zeros((1, 32, 32, 3), int)
+
+
+@pytest.mark.parametrize(
+    ("request_", "complaint"),
+    [
+        ({"inputs": IMAGE[0].tolist()}, "has the shape (32, 32, 3)"),
+        ({"inputs": IMAGE[:, :16].tolist()}, "has the shape (1, 16, 32, 3)"),
+        ({"inputs": []}, "has the shape (0,)"),
+        ({"inputs": [[1, 2], [3]]}, "has rows of different lengths"),
+        ({"inputs": (IMAGE / 255).tolist()}, "are not whole numbers (float64)"),
+        ({"inputs": (IMAGE + 256).tolist()}, "reach from 256 to 256"),
+        ({"inputs": (IMAGE - 1).tolist()}, "reach from -1 to -1"),
+        ({"inputs": "cat"}, "has the shape ()"),
+        ({"input": IMAGE.tolist()}, 'there are no "inputs"'),
+        ([1], 'there are no "inputs"'),
+        ("cat", 'there are no "inputs"'),
+    ],
+)
+def test_anything_else_gets_400_and_the_reason(address, request_, complaint):
+    status, text = post(address, json.dumps(request_).encode())
+    assert status == 400
+    assert complaint in json.loads(text)["message"]
+    assert "images of shape (n, 32, 32, 3)" in json.loads(text)["message"]
+
+
+def test_what_is_no_json_is_refused(address):
+    assert post(address, b"cat")[0] == 400
+    assert post(address, b"cat", "image/jpeg")[0] == 415
