@@ -17,7 +17,7 @@ READY := .venv/ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup experiment pairs reproduce compare best predict serve data ui relocate test bench lint audit lock
+.PHONY: help setup experiment pairs reproduce compare report best predict serve data ui relocate test bench lint audit lock
 LAB := $(BIN)python -m cifar_lab
 
 help:  ## list the targets
@@ -48,6 +48,9 @@ reproduce: $(READY)  ## train the run RUN again and say whether it comes out ide
 
 compare: $(READY)  ## differences between EXPERIMENTS in METRIC with intervals and p-values, drawn in FIGURE
 	$(LAB) compare $(EXPERIMENTS) --metric $(METRIC) --figure $(or $(FIGURE),comparison.png)
+
+report: $(READY)  ## write report.html about EXPERIMENTS: results, curves, errors, calibration, examples
+	$(LAB) report $(EXPERIMENTS)
 
 best: $(READY)  ## name the best run by validation accuracy, and why
 	$(LAB) best

@@ -92,6 +92,14 @@ def compare(options: argparse.Namespace) -> int:
     return compare_experiments([*map(experiment_name, options.experiments)], options.metric, options.figure)
 
 
+def report(options: argparse.Namespace) -> int:
+    """Write a page about repeats."""
+    from cifar_lab.config import experiment_name
+    from cifar_lab.report import write_report
+
+    return write_report([*map(experiment_name, options.experiments)], options.output)
+
+
 def predict(options: argparse.Namespace) -> int:
     """Classify image files."""
     from cifar_lab.predict import predict
@@ -135,7 +143,7 @@ def ui(options: argparse.Namespace) -> int:
     start_ui(options.port)
 
 
-FUNCTIONS = (experiment, pairs, reproduce, compare, best, predict, serve, data, ui, relocate)
+FUNCTIONS = (experiment, pairs, reproduce, compare, report, best, predict, serve, data, ui, relocate)
 COMMANDS = {function.__name__: function for function in FUNCTIONS}
 
 if __name__ == "__main__":

@@ -53,6 +53,13 @@ def make_parser() -> Parser:
     add.add_argument("--metric", choices=METRICS, default="test/acc", help="of all of them; default test/acc")
     add.add_argument("--figure", type=_picture, default="comparison.png", help="default comparison.png")
 
+    add = commands.add_parser("report", help="write a page about repeats: results, curves, errors, examples")
+    add.set_defaults(command="report")
+    add.add_argument(
+        "experiments", nargs="+", metavar="experiment", help="experiment name, config hash or id of a parent run"
+    )
+    add.add_argument("--output", type=_page, default="report.html", help="default report.html")
+
     add = commands.add_parser("predict", help="classes and probabilities of image files")
     add.set_defaults(command="predict")
     add.add_argument("images", nargs="+", metavar="image", help="file, folder, or pattern such as 'photos/*.jpg'")
@@ -151,6 +158,12 @@ def _tolerance(text: str) -> float:
 def _picture(text: str) -> Path:
     if Path(text).suffix not in PICTURES:
         raise argparse.ArgumentTypeError(f"{text!r} does not end in {', '.join(PICTURES)}")
+    return Path(text)
+
+
+def _page(text: str) -> Path:
+    if Path(text).suffix != ".html":
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .html")
     return Path(text)
 
 

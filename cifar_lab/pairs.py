@@ -7,12 +7,12 @@ import numpy as np
 from mlflow.tracking import MlflowClient
 
 from cifar_lab import results, runs, store
-from cifar_lab.compare import sample_of
 from cifar_lab.comparison import compare, summarise
 from cifar_lab.config import Config, UsageError
 from cifar_lab.datasets import Dataset
 from cifar_lab.experiment import run_experiments
 from cifar_lab.repeat import Repeats
+from cifar_lab.sets import sample_of
 
 SHOWN = 5  # pairs
 

@@ -13,7 +13,8 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from cifar_lab.comparison import Summary, summarise
 from cifar_lab.datasets import Dataset
-from cifar_lab.figures import confusion_plot, plot_learning_curves, plot_pairs
+from cifar_lab.figures import plot_learning_curves
+from cifar_lab.heatmaps import confusion_plot, plot_pairs
 from cifar_lab.train import Result
 
 BATCH = 1000  # points that MLflow takes in one call
@@ -58,6 +59,11 @@ def log_pairs(client: MlflowClient, run_id: str, accuracies: np.ndarray, classes
     rows = [(*pair, f"{accuracy:.4f}") for pair, accuracy in zip(combinations(classes, 2), accuracies, strict=True)]
     client.log_text(run_id, _csv([("first", "second", "accuracy"), *rows]), PAIRS)
     client.log_figure(run_id, plot_pairs(accuracies, classes, name), PAIRS.replace(".csv", ".png"))
+
+
+def log_report(client: MlflowClient, parent_id: str, page: str) -> None:
+    """The page about repeats, with their parent."""
+    client.log_text(parent_id, page, "report.html")
 
 
 def load_pairs(client: MlflowClient, run_id: str) -> np.ndarray:

@@ -117,6 +117,11 @@ def ranked_runs(client: MlflowClient, experiment_id: str, data_digest: str, spli
     return list(_search(client, experiment_id, condition, order))
 
 
+def rank(run: Run) -> tuple[float, float, int]:
+    """What the best run has the lowest of, as ranked_runs orders them."""
+    return -run.data.metrics["val/acc"], run.data.metrics["val/loss"], run.info.start_time
+
+
 def splits(client: MlflowClient, experiment_id: str) -> list[tuple[str, str]]:
     """The data and split digests of the finished runs."""
     finished = _search(client, experiment_id, "tags.kind = 'run' and attributes.status = 'FINISHED'")

@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 from cifar_lab import runs
 from cifar_lab.config import Config
 from cifar_lab.datasets import Dataset
-from cifar_lab.figures import confusion_plot
+from cifar_lab.heatmaps import confusion_plot
 from cifar_lab.store import checkpoint_of, explain, impatient
 from cifar_lab.train import Epoch
 

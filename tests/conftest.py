@@ -20,6 +20,8 @@ from cifar_lab.__main__ import main
 from cifar_lab.catalogue import CIFAR10
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 EXPERIMENTS = pathlib.Path(__file__).resolve().parent / "experiments"  # small: for digits
 
 
@@ -148,6 +150,18 @@ def unused(tracked, tmp_path):
     """A folder without runs, in which digits are decoded already."""
     shutil.copytree(tracked.folder / "data", tmp_path / "data")
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is on the PATH")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,8 @@ import pytest
 
 from cifar_lab.catalogue import CIFAR100
 from cifar_lab.comparison import summarise
-from cifar_lab.figures import ConfusionPlot, plot_comparison, plot_learning_curves, plot_pairs
+from cifar_lab.figures import plot_comparison, plot_learning_curves
+from cifar_lab.heatmaps import ConfusionPlot, plot_pairs
 
 COUNTS = np.array([[8, 2, 0], [1, 3, 0], [0, 0, 0]])
 

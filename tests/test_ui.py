@@ -1,7 +1,6 @@
 """MLflow's UI on real runs, in a browser."""
 
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -10,21 +9,12 @@ import urllib.request
 
 import pytest
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.slow
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 
 
 @pytest.fixture(scope="module")
-def page():
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is on the PATH")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
-        yield browser.new_page(viewport={"width": 1600, "height": 1000})
-        browser.close()
+def page(browser):
+    return browser.new_page(viewport={"width": 1600, "height": 1000})
 
 
 @pytest.fixture(scope="module")
