@@ -2,6 +2,7 @@
 PYTHON ?= python3
 EXPERIMENTS ?= linear cnn
 SEEDS ?= 8
+TRIALS ?= 20
 DATA ?= auto
 ACCELERATOR ?= auto
 JOBS ?= auto
@@ -17,13 +18,14 @@ READY := .venv/ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup experiment pairs reproduce compare report best predict serve data ui relocate test bench lint audit lock
+.PHONY: help setup experiment pairs sweep reproduce compare report best predict serve data ui relocate test bench lint audit lock
 LAB := $(BIN)python -m cifar_lab
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
 	@echo 'variables: EXPERIMENTS="linear cnn" SEEDS=8|3,5 EPOCHS= DATA=auto|cifar10|cifar100|digits ACCELERATOR=auto|cpu|gpu JOBS=auto PORT=<port>'
 	@echo '           RUN=<run id> TOLERANCE=0 METRIC=test/acc FIGURE=<file> IMAGES=<files> MODEL=<run id>|models:/...'
+	@echo '           SPACE="section.key=low..high[:log] ..." TRIALS=20'
 
 .venv/ready: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cifar-lab needs Python 3.11 or newer; try make PYTHON=python3.12")'
@@ -35,13 +37,16 @@ help:  ## list the targets
 
 setup: $(READY)  ## make .venv from requirements.lock; again only when that changes
 
-TRAIN = $(EXPERIMENTS) --seeds $(SEEDS) $(if $(EPOCHS),--epochs $(EPOCHS)) --data $(DATA) --accelerator $(ACCELERATOR) --jobs $(JOBS)
+COMMON = $(if $(EPOCHS),--epochs $(EPOCHS)) --data $(DATA) --accelerator $(ACCELERATOR) --jobs $(JOBS)
 
 experiment: $(READY)  ## train EXPERIMENTS with SEEDS, track everything, name the best run
-	$(LAB) experiment $(TRAIN)
+	$(LAB) experiment $(EXPERIMENTS) --seeds $(SEEDS) $(COMMON)
 
 pairs: $(READY)  ## train EXPERIMENTS also with a classifier for each pair of classes, say which is better
-	$(LAB) pairs $(TRAIN)
+	$(LAB) pairs $(EXPERIMENTS) --seeds $(SEEDS) $(COMMON)
+
+sweep: $(READY)  ## search SPACE for better settings of EXPERIMENTS (one) in TRIALS trials
+	$(LAB) sweep $(EXPERIMENTS) --trials $(TRIALS) $(foreach range,$(or $(SPACE),$(error give SPACE="optim.learning_rate=0.05..0.5:log ...")),--set $(range)) $(COMMON)
 
 reproduce: $(READY)  ## train the run RUN again and say whether it comes out identical
 	$(LAB) reproduce $(or $(RUN),$(error give RUN=<run id>; make best and make ui show ids)) --tolerance $(TOLERANCE) --accelerator $(ACCELERATOR)

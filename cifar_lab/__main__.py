@@ -48,25 +48,43 @@ def pairs(options: argparse.Namespace) -> int:
     return run_pairs(*arguments)
 
 
+def sweep(options: argparse.Namespace) -> int:
+    """Search for better settings."""
+    from cifar_lab.config import experiment_name
+    from cifar_lab.space import parse_space
+
+    space = parse_space(experiment_name(options.experiment), options.experiment, _overrides(options))
+    images = _images(options)
+    from cifar_lab.sweep import run_sweep
+
+    return run_sweep(space, options.trials, *images, options.accelerator, options.jobs)
+
+
 def _checked(options: argparse.Namespace) -> tuple[Any, ...]:
     """Configs, seeds, images, accelerator and jobs that the options ask for."""
     from cifar_lab.config import UsageError, experiment_name, load_config
 
-    overrides = [*options.overrides, *([f"trainer.epochs={options.epochs}"] if options.epochs else [])]
     names = [experiment_name(name) for name in options.experiments]
     if len(set(names)) < len(names):
         raise UsageError(f"an experiment is named twice: {', '.join(names)}")
+    overrides = _overrides(options)
     configs = {name: load_config(file, overrides) for name, file in zip(names, options.experiments, strict=True)}
+    return configs, options.seeds, *_images(options), options.accelerator, options.jobs
 
+
+def _overrides(options: argparse.Namespace) -> list[str]:
+    return [*options.overrides, *([f"trainer.epochs={options.epochs}"] if options.epochs else [])]
+
+
+def _images(options: argparse.Namespace) -> tuple[Any, str]:
+    """The data set, and why it is a stand-in; while it is decoded the workers' imports begin."""
     from cifar_lab.datasets import decoded
     from cifar_lab.search import find_source
 
     source = find_source(options.data, options.data_dir)
     if options.accelerator != "gpu":
         _import_for_workers()
-    dataset = decoded(source)
-
-    return configs, options.seeds, dataset, source.stand_in_because, options.accelerator, options.jobs
+    return decoded(source), source.stand_in_because
 
 
 def _import_for_workers() -> None:
@@ -143,7 +161,7 @@ def ui(options: argparse.Namespace) -> int:
     start_ui(options.port)
 
 
-FUNCTIONS = (experiment, pairs, reproduce, compare, report, best, predict, serve, data, ui, relocate)
+FUNCTIONS = (experiment, pairs, sweep, reproduce, compare, report, best, predict, serve, data, ui, relocate)
 COMMANDS = {function.__name__: function for function in FUNCTIONS}
 
 if __name__ == "__main__":

@@ -32,6 +32,12 @@ def make_parser() -> Parser:
         add.set_defaults(command=name)
         _add_training_options(add)
 
+    add = commands.add_parser("sweep", help="search for better settings; write the best as an experiment file")
+    add.set_defaults(command="sweep")
+    add.add_argument("experiment", help="name of a file in experiments/, or a path to a .toml file")
+    add.add_argument("--trials", type=_positive, default=20, help="how many in all; default 20")
+    _add_run_options(add, "set one setting, or search it: section.key=low..high or low..high:log; may be repeated")
+
     add = commands.add_parser("reproduce", help="train a tracked run again and say whether it comes out identical")
     add.set_defaults(command="reproduce")
     add.add_argument("run", help="id of a finished run, or a beginning of it that no other has")
@@ -100,6 +106,10 @@ def _add_training_options(add: Parser) -> None:
     add.add_argument(
         "--seeds", type=_seeds, default="8", help="how many (8: seeds 0 to 7) or which (3,5,8 or 3,); default 8"
     )
+    _add_run_options(add, "override one setting; may be repeated")
+
+
+def _add_run_options(add: Parser, override: str) -> None:
     add.add_argument("--epochs", type=_positive, help="default: the experiment file's, 8")
     add.add_argument(
         "--set",
@@ -107,7 +117,7 @@ def _add_training_options(add: Parser) -> None:
         default=[],
         metavar="section.key=value",
         dest="overrides",
-        help="override one setting; may be repeated",
+        help=override,
     )
     _add_data_options(add)
     add.add_argument(

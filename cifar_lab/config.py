@@ -143,10 +143,10 @@ class Config(Section):
             f"{section}.{key}": value for section, values in self.model_dump().items() for key, value in values.items()
         }
 
-    def toml(self) -> str:
-        """An experiment file that loads to this config."""
-        lines = []
-        for section, values in self.model_dump(exclude_none=True).items():
+    def toml(self, changes_only: bool = False) -> str:
+        """An experiment file that loads to this config; with `changes_only` it says only what differs from defaults."""
+        lines, options = [], {"exclude_none": True, "exclude_defaults": changes_only}
+        for section, values in self.model_dump(**options).items():
             lines += [f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items()), ""]
         return "\n".join(lines)
 

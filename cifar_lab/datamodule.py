@@ -57,6 +57,11 @@ def training_side(config: Config, epoch: int) -> int:
     return sides[-(-(epoch + 1) * len(sides) // epochs) - 1]
 
 
+def epoch_costs(config: Config) -> list[int]:
+    """What each epoch costs, relative to the others: the pixels of an image."""
+    return [training_side(config, epoch) ** 2 for epoch in range(config.trainer.epochs)]
+
+
 class Batches:
     """Batches ((b, side, side, 3) uint8, (b,) int64) of images in order, the last one as small as it comes."""
 

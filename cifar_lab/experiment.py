@@ -17,6 +17,7 @@ from cifar_lab.comparison import summarise
 from cifar_lab.config import Config
 from cifar_lab.datasets import Dataset, select
 from cifar_lab.machine import resolve_accelerator
+from cifar_lab.pool import choose_jobs
 from cifar_lab.progress import clock
 from cifar_lab.train import resolve_config
 
@@ -39,7 +40,8 @@ def run_experiments(
     client = store.connect(make=True)
     with store.planning():
         plan = repeat.plan(client, configs, seeds, datasets, accelerator)
-    jobs = repeat.choose_jobs(jobs, plan, accelerator)
+    threads = max(item.config.trainer.threads for item in plan)
+    jobs = choose_jobs(jobs, threads, accelerator, sum(len(item.missing) for item in plan))
     for item in plan:
         going_on = f", {len(item.continuing)} of them continued" if item.continuing else ""
         console.print(f"{item.name}: {len(item.missing)} of {len(item.seeds)} runs to train on {accelerator}{going_on}")

@@ -1,14 +1,10 @@
 """Many runs: leave out what is finished, continue what is not, train the rest in parallel, summarise over seeds."""
 
 import contextlib
-import multiprocessing
-import os
 import shutil
-import signal
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
@@ -21,16 +17,16 @@ from rich.console import Console
 
 from cifar_lab import results, runs, store, tracking, ui
 from cifar_lab.config import Config, UsageError
-from cifar_lab.datamodule import training_side
+from cifar_lab.datamodule import epoch_costs
 from cifar_lab.datasets import Dataset
+from cifar_lab.pool import open_pool
 from cifar_lab.progress import Progress
 from cifar_lab.provenance import run_tags
-from cifar_lab.worker import start_worker, train_one
+from cifar_lab.worker import train_one
 
 POLL_SECONDS = 1.0
 DEATHS = 3  # of workers in a row, without a run that ends: there is no use in going on
 DIED = "its worker process died again and again (out of memory?); start again to continue it, with fewer --jobs"
-STOP_SECONDS = 15.0
 METRICS = ("val/acc", "val/loss", "test/acc", "test/acc_tta", "test/loss")
 
 
@@ -110,14 +106,6 @@ def end_dead_runs(client: MlflowClient, experiment_id: str) -> None:
                     shutil.rmtree(store.checkpoint_of(run.info.run_id).parent, ignore_errors=True)
 
 
-def choose_jobs(jobs: int | None, repeats: Sequence[Repeats], accelerator: str) -> int:
-    """How many runs at once: `jobs`, or as many as the cores hold at each run's number of threads; one on a GPU."""
-    if jobs is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        jobs = max(1, cores // max(r.config.trainer.threads for r in repeats)) if accelerator == "cpu" else 1
-    return max(1, min(jobs, sum(len(r.missing) for r in repeats)))
-
-
 def train_missing(
     client: MlflowClient, repeats: Sequence[Repeats], accelerator: str, jobs: int, console: Console
 ) -> tuple[dict[str, str], bool]:
@@ -130,11 +118,7 @@ def train_missing(
     left = [(r, seed) for r in repeats for seed in r.missing]
     if not left:
         return failed, False
-    parents = {
-        r.parent: [training_side(r.config, epoch) ** 2 for epoch in range(r.config.trainer.epochs)]
-        for r in repeats
-        if r.missing
-    }
+    parents = {r.parent: epoch_costs(r.config) for r in repeats if r.missing}
     total, deaths = len(left), 0
     with Progress(client, console, parents, jobs) as progress:
 
@@ -173,41 +157,30 @@ def _train_in_workers(
 
     Raises BrokenProcessPool if a worker dies.
     """
-    # a fork server's workers start at once, but CUDA does not survive a fork
-    context = multiprocessing.get_context("forkserver" if accelerator == "cpu" else "spawn")
+    with open_pool(jobs, accelerator) as submit:
 
-    settings = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
-    with ProcessPoolExecutor(jobs, context, start_worker, (settings,)) as pool:
+        def start(r: Repeats, seed: int) -> Future:
+            return submit(train_one, r.parent, r.config, {**r.tags, "seed": str(seed)}, r.dataset.folder)
 
-        def submit(r: Repeats, seed: int) -> Future:
-            return pool.submit(train_one, r.parent, r.config, {**r.tags, "seed": str(seed)}, r.dataset.folder)
-
-        try:
-            handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the driver to answer
-            pending = {submit(*job): job for job in left}
-            signal.signal(signal.SIGINT, handler)
-            waiting = set()
-            while pending:
-                for future in wait(pending, POLL_SECONDS, FIRST_COMPLETED).done:
-                    r, seed = job = pending.pop(future)
-                    error = future.exception()
-                    if isinstance(error, BrokenProcessPool):
-                        raise error
-                    name = f"{r.name}-seed{seed}"
-                    if error:
-                        failed[name] = str(error)
-                        console.print(f"{name} failed: {error}", soft_wrap=True)
-                    elif not future.result():
-                        if name not in waiting:
-                            console.print(f"{name} is being trained by another process", soft_wrap=True)
-                        waiting.add(name)
-                        pending[submit(*job)] = job  # last in the queue
-                        continue
-                    left.remove(job)
-                show()
-        except BaseException:
-            _stop(pool)
-            raise
+        pending, waiting = {start(*job): job for job in left}, set()
+        while pending:
+            for future in wait(pending, POLL_SECONDS, FIRST_COMPLETED).done:
+                r, seed = job = pending.pop(future)
+                error = future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    raise error
+                name = f"{r.name}-seed{seed}"
+                if error:
+                    failed[name] = str(error)
+                    console.print(f"{name} failed: {error}", soft_wrap=True)
+                elif not future.result():
+                    if name not in waiting:
+                        console.print(f"{name} is being trained by another process", soft_wrap=True)
+                    waiting.add(name)
+                    pending[start(*job)] = job  # last in the queue
+                    continue
+                left.remove(job)
+            show()
 
 
 def summarise_repeats(client: MlflowClient, repeats: Repeats, interrupted: bool) -> list[Run]:
@@ -232,14 +205,3 @@ def summarise_repeats(client: MlflowClient, repeats: Repeats, interrupted: bool)
     complete = {int(run.data.tags["seed"]) for run in finished}.issuperset(repeats.seeds)
     tracking.mark(client, parent.info.run_id, "FINISHED" if complete else "KILLED" if interrupted else "FAILED")
     return finished
-
-
-def _stop(pool: Executor) -> None:
-    pool.shutdown(wait=False, cancel_futures=True)
-    workers = multiprocessing.active_children()
-    for worker in workers:
-        worker.terminate()
-    deadline = time.monotonic() + STOP_SECONDS
-    for worker in workers:
-        worker.join(max(0, deadline - time.monotonic()))
-        worker.kill()

@@ -66,6 +66,11 @@ def find_parents(client: MlflowClient, name: str) -> list[Run]:
     return found
 
 
+def find_sweep(client: MlflowClient, experiment_id: str, study: str) -> Run | None:
+    """The run that holds the trials of a sweep, if it was ever started."""
+    return next(_search(client, experiment_id, f"tags.kind = 'sweep' and tags.study = '{study}'"), None)
+
+
 def find_parent(client: MlflowClient, experiment_id: str, config_hash: str) -> Run | None:
     """The run that holds the repeats of a config, if it was ever started."""
     condition = f"tags.kind = 'repeats' and tags.config_hash = '{config_hash}'"
@@ -104,9 +109,9 @@ def is_ours(run: Run) -> bool:
 
 
 def running_runs(client: MlflowClient, experiment_id: str) -> list[Run]:
-    """The runs and reproductions that are marked as running."""
+    """The runs, reproductions and trials that are marked as running."""
     running = _search(client, experiment_id, "attributes.status = 'RUNNING'")
-    return [run for run in running if run.data.tags.get("kind") in ("run", "reproduction")]
+    return [run for run in running if run.data.tags.get("kind") in ("run", "reproduction", "trial")]
 
 
 def ranked_runs(client: MlflowClient, experiment_id: str, data_digest: str, split_digest: str) -> list[Run]:

@@ -91,7 +91,7 @@ def _database() -> Path:
     return Path(_uri().removeprefix(SQLITE)).resolve()
 
 
-def _home() -> Path:
+def home() -> Path:
     """The folder of the database, for all who use it the same; where runs are on a server, the current one."""
     return _database().parent if is_local() else Path.cwd()
 
@@ -102,7 +102,7 @@ def _moved_from(client: MlflowClient) -> list[Path]:
         return []
     locations = [Path(found.artifact_location) for found in client.search_experiments() if found.experiment_id != "0"]
     roots = {path.parent for path in locations if path.is_absolute() and path.parent.name == ARTIFACTS.name}
-    return sorted(roots - {_home() / ARTIFACTS})
+    return sorted(roots - {home() / ARTIFACTS})
 
 
 def relocate() -> str:
@@ -110,7 +110,7 @@ def relocate() -> str:
     client = _open()
     if not is_local():
         return f"nothing to do: the runs are on the server {address()}"
-    new, moved = str(_home() / ARTIFACTS), [str(old) for old in _moved_from(client)]
+    new, moved = str(home() / ARTIFACTS), [str(old) for old in _moved_from(client)]
     try:
         with closing(sqlite3.connect(_database(), timeout=20)) as connection, connection:
             for old in moved:
@@ -159,26 +159,36 @@ def impatient() -> Iterator[None]:
 
 def claim(tags: Mapping[str, str]) -> FileLock:
     """To be held by the process that trains the run with these tags; free as soon as that process ends, however."""
-    folder = _home() / CHECKPOINTS
+    trial = f"-trial{tags['trial']}" if "trial" in tags else ""  # of a sweep, whose trials may be the same
+    return _lock(f"{tags['config_hash']}-seed{tags['seed']}{trial}")
+
+
+def claim_study(name: str) -> FileLock:
+    """To be held by the process that runs the sweep of this name."""
+    return _lock(name)
+
+
+def _lock(name: str) -> FileLock:
+    folder = home() / CHECKPOINTS
     folder.mkdir(exist_ok=True)
-    return FileLock(folder / f"{tags['config_hash']}-seed{tags['seed']}.lock")
+    return FileLock(folder / f"{name}.lock")
 
 
 def checkpoint_of(run_id: str) -> Path:
     """Where an unfinished run has its last checkpoint."""
-    return _home() / CHECKPOINTS / run_id / "last.ckpt"
+    return home() / CHECKPOINTS / run_id / "last.ckpt"
 
 
 def planning() -> FileLock:
     """To be held while the database, experiments, parent runs or the champion are looked up and made or changed."""
-    return FileLock(_home() / f"{DATABASE}.lock")
+    return FileLock(home() / f"{DATABASE}.lock")
 
 
 def open_experiment(client: MlflowClient, name: str) -> str:
     """Id of the MLflow experiment that holds all runs on one data set. Raises UserError if it was deleted."""
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        location = str(_home() / ARTIFACTS / name) if is_local() else None
+        location = str(home() / ARTIFACTS / name) if is_local() else None
         return client.create_experiment(name, artifact_location=location)
     if experiment.lifecycle_stage == "deleted":
         restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"

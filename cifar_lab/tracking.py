@@ -35,6 +35,27 @@ def open_parent(
     return client.get_run(run.info.run_id)
 
 
+def open_sweep(
+    client: MlflowClient,
+    experiment_id: str,
+    tags: Mapping[str, str],
+    base: Config,
+    dataset: Dataset,
+    ranges: Mapping[str, object],
+) -> Run:
+    """The run that holds the trials of a sweep, named after its study; its parameters say what is searched."""
+    run = runs.find_sweep(client, experiment_id, tags["study"])
+    if run is None:
+        run = client.create_run(experiment_id, run_name=tags["study"], tags={**tags, "kind": "sweep"})
+    _describe(client, run.info.run_id, {**base.flat(), **ranges}, base, dataset)
+    return client.get_run(run.info.run_id)
+
+
+def tag_pruned(client: MlflowClient, run_id: str) -> None:
+    """Say of a trial that it was cut short."""
+    client.set_tag(run_id, "pruned", "true")
+
+
 def _describe(
     client: MlflowClient, run_id: str, parameters: Mapping[str, object], config: Config, dataset: Dataset
 ) -> None:

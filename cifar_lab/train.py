@@ -44,7 +44,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: the trained network, every epoch's record, the test metrics, the weights' digest."""
+    """A finished run: the trained network, every epoch's record, the test metrics if any, the weights' digest."""
 
     model: Classifier
     epochs: tuple[Epoch, ...]
@@ -60,8 +60,9 @@ def train(
     accelerator: str = "auto",
     report: Callable[[Sequence[Epoch]], None] = lambda epochs: None,
     callbacks: Sequence[Callback] = (),
+    test: bool = True,
 ) -> Result:
-    """Train `config` with `seed` on `dataset`, then score the test set once.
+    """Train `config` with `seed` on `dataset`, then score the test set once, unless `test` is false.
 
     After every epoch `checkpoint` is written, then `report` gets the records of all epochs so far. Where `checkpoint`
     exists, training goes on from it. On the same machine the same arguments give the same weights and metrics, bit for
@@ -80,8 +81,8 @@ def train(
     batches = CIFAR10DataModule(dataset, config, seed)
     trainer.fit(model, batches, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
     report(record.epochs)  # of a run that was complete already
-    test = _decimals(trainer.test(model, batches, verbose=False)[0])
-    return Result(model, tuple(record.epochs), test, weights_digest(model))
+    scores = _decimals(trainer.test(model, batches, verbose=False)[0]) if test else {}
+    return Result(model, tuple(record.epochs), scores, weights_digest(model))
 
 
 def _trainer(config: Config, images: int, accelerator: str, callbacks: Sequence[Callback]) -> Trainer:

@@ -4,7 +4,8 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 
@@ -40,24 +41,17 @@ def start_worker(settings: Mapping[str, str]) -> None:
     Thread(target=follow_driver, daemon=True).start()
 
 
-def train_one(parent: Run, config: Config, tags: Mapping[str, str], dataset_folder: Path) -> bool:
-    """Train and track the run with these tags under `parent`, or what is left of it; the body of a worker process.
+@contextmanager
+def working(tags: Mapping[str, str]) -> Iterator[MlflowClient]:
+    """Within it this process trains the run with these tags, and no other does; a SIGTERM waits for a safe moment.
 
-    False if another process is training it. Raises UserError, which says in one line what went wrong.
+    Raises Timeout if another process is training it, and for any error a UserError that says it in one line.
     """
     _Worker.busy = True
     try:
         with store.claim(tags).acquire(timeout=CLAIM_SECONDS):
-            client = store.connect()
-            before = [run for run in runs.children(client, parent) if run.data.tags["seed"] == tags["seed"]]
-            if all(run.info.status != "FINISHED" for run in before):
-                run = _run_to_train(client, parent, before, tags)
-                dataset = select(open_dataset(dataset_folder), config.data)
-                train_tracked(client, run, config, dataset, tags["accelerator"], callbacks=[_Stop()])
-        return True
-    except Timeout:
-        return False
-    except UserError:
+            yield store.connect()
+    except (Timeout, UserError):
         raise
     except Exception as error:
         unknown = f"{type(error).__name__}: {error} (traceback in the run's artifact {tracking.ERROR})"
@@ -68,16 +62,33 @@ def train_one(parent: Run, config: Config, tags: Mapping[str, str], dataset_fold
             os._exit(SIGTERM_CODE)  # returning would let the pool hand this process the next run
 
 
-def _run_to_train(client: MlflowClient, parent: Run, before: Sequence[Run], tags: Mapping[str, str]) -> Run:
-    """The unfinished run of this seed that can go on, or a new one; checkpoints of the others are of no use then."""
+def train_one(parent: Run, config: Config, tags: Mapping[str, str], dataset_folder: Path) -> bool:
+    """Train and track the run with these tags under `parent`, or what is left of it; the body of a worker process.
+
+    False if another process is training it. Raises UserError, which says in one line what went wrong.
+    """
+    try:
+        with working(tags) as client:
+            before = [run for run in runs.children(client, parent) if run.data.tags["seed"] == tags["seed"]]
+            if all(run.info.status != "FINISHED" for run in before):
+                run = run_to_train(client, parent, before, tags, f"{parent.info.run_name}-seed{tags['seed']}")
+                dataset = select(open_dataset(dataset_folder), config.data)
+                train_tracked(client, run, config, dataset, tags["accelerator"], callbacks=[Stop()])
+        return True
+    except Timeout:
+        return False
+
+
+def run_to_train(client: MlflowClient, parent: Run, before: Sequence[Run], tags: Mapping[str, str], name: str) -> Run:
+    """The unfinished one of the runs `before` that can go on, or a new one; checkpoints of the others are of no use."""
     ours = [run for run in before if runs.is_ours(run)]
     for run in reversed(ours):
         if runs.can_continue(run, tags):
             return run
     for run in ours:
         shutil.rmtree(store.checkpoint_of(run.info.run_id).parent, ignore_errors=True)
-    tags = {**tags, "kind": "run", "mlflow.parentRunId": parent.info.run_id}
-    return tracking.create_run(client, parent.info.experiment_id, f"{parent.info.run_name}-seed{tags['seed']}", tags)
+    tags = {"kind": "run", **tags, "mlflow.parentRunId": parent.info.run_id}
+    return tracking.create_run(client, parent.info.experiment_id, name, tags)
 
 
 def train_tracked(
@@ -110,7 +121,9 @@ class _Worker:
     stopping = False
 
 
-class _Stop(Callback):
+class Stop(Callback):
+    """Ends the training between two batches after a SIGTERM."""
+
     def on_train_batch_start(self, *_: object) -> None:
         if _Worker.stopping:
             raise SystemExit(SIGTERM_CODE)

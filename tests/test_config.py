@@ -115,8 +115,9 @@ def test_mistakes_are_named_in_one_line(tmp_path, text, override, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "experiments").glob("*.toml")), ids=lambda path: path.stem)
-def test_experiment_files_state_a_claim_and_only_what_differs_from_the_defaults(path):
+@pytest.mark.parametrize("name", ["linear", "cnn", "cnn_speedrun"])
+def test_experiment_files_state_a_claim_and_only_what_differs_from_the_defaults(name):
+    path = REPOSITORY / "experiments" / f"{name}.toml"
     lines = path.read_text().splitlines()
     assert len(lines) <= 25
     claim = " ".join(line for line in lines if line.startswith("#"))

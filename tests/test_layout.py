@@ -10,6 +10,7 @@ from packaging.requirements import Requirement
 
 ORDER = [
     "config",
+    "space",
     "machine",
     "catalogue",
     "sources",
@@ -36,8 +37,11 @@ ORDER = [
     "trained",
     "champion",
     "worker",
+    "pool",
     "progress",
+    "trial",
     "repeat",
+    "sweep",
     "experiment",
     "reproduce",
     "sets",

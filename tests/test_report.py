@@ -45,7 +45,7 @@ def test_page_says_what_was_measured(tracked, page):
     assert f"Its test accuracy, not used to choose, is {test:.2%}" in text
     for name in ("linear", "cnn"):
         values = [run.data.metrics["test/acc"] for run in children if run.data.tags["experiment"] == name]
-        assert f"{summarise(values)} " in text
+        assert str(summarise(values)) in text
     assert "too few seeds to tell anything" in text
     assert f"make reproduce RUN={best.info.run_id}" in text
     assert 'make experiment EXPERIMENTS="linear cnn" SEEDS=2' in text

@@ -1,0 +1,162 @@
+"""Sweeps through the command line, on digits: killed, continued, with every trial accounted for."""
+
+import os
+import random
+import re
+import time
+from collections import Counter
+
+import optuna
+import pytest
+from conftest import EXPERIMENTS, Driver, processes_in
+from mlflow.tracking import MlflowClient
+
+from cifar_lab.config import UsageError, load_config
+from cifar_lab.space import Range, parse_space
+
+LINEAR = str(EXPERIMENTS / "linear.toml")
+SEARCHED = ("--set", "optim.learning_rate=0.0005..0.1:log", "--set", "trainer.batch_size=32..256")
+SWEEP = ("sweep", LINEAR, "--data", "digits", "--epochs", "12", *SEARCHED, "--set", "data.translate=1")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("optim.learning_rate=0.05..0.5:log", Range(0.05, 0.5, True)),
+        ("optim.learning_rate = 1e-3..1", Range(1e-3, 1.0, False)),
+        ("trainer.batch_size=32..256", Range(32, 256, False)),
+        ("trainer.batch_size=32..256:log", Range(32, 256, True)),
+    ],
+)
+def test_ranges_are_of_the_numbers_that_they_are_written_with(text, expected):
+    space = parse_space("linear", LINEAR, [text, "data.flip=false"])
+    assert space.fixed == ("data.flip=false",)
+    (found,) = space.ranges.values()
+    assert found == expected
+    assert type(found.low) is type(found.high) is type(expected.low)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optim.learning_rate=0.5"], "nothing to search; give a range, such as"),
+        (["optim.learning_rate=0.5..0.05"], "write section.key=low..high with low below high"),
+        (["optim.learning_rate=0..1:log"], "with :log both above 0"),
+        (["optim.learning_rate=a..b"], "write section.key=low..high"),
+        (["optim.learning_rate=nan..1"], "write section.key=low..high"),
+        (["optim.learning_rate=-1.0..1.0"], "optim.learning_rate = -1.0: Input should be greater than 0"),
+        (["optim.momentum=0.5..1.5"], "optim.momentum = 1.5: Input should be less than 1"),
+        (["trainer.batch_size=1.5..3.5"], "trainer.batch_size = 1.5: Input should be a valid integer"),
+        (["optim.lr=0.1..0.2"], "unknown key optim.lr"),
+    ],
+)
+def test_wrong_ranges_are_named_before_anything_is_trained(overrides, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        parse_space("linear", LINEAR, overrides)
+
+
+def finished(folder, study_name):
+    """The trials of a finished sweep in Optuna and, by number, their runs in MLflow, which have to agree."""
+    study = optuna.load_study(study_name=study_name, storage=f"sqlite:///{folder / 'optuna.db'}")
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment_id = client.get_experiment_by_name("digits").experiment_id
+    (parent,) = client.search_runs([experiment_id], f"tags.study = '{study_name}' and tags.kind = 'sweep'")
+    runs = {}
+    for run in client.search_runs([experiment_id], f"tags.mlflow.parentRunId = '{parent.info.run_id}'"):
+        assert run.data.tags["trial"] not in runs
+        runs[run.data.tags["trial"]] = run
+        assert not [name for name in run.data.metrics if name.startswith("test")]
+    assert set(runs) == {str(trial.number) for trial in study.trials}
+    for trial in study.trials:
+        run = runs[str(trial.number)]
+        points = [(p.step, p.value) for p in client.get_metric_history(run.info.run_id, "val/acc")]
+        assert dict(points) == pytest.approx(trial.intermediate_values)
+        assert [step for step, _ in points] == list(range(1, len(points) + 1))
+        for key, value in trial.params.items():
+            assert float(run.data.params[key]) == pytest.approx(value, rel=1e-3)
+    return study.trials, runs, parent
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_twice_ends_with_every_trial_accounted_for(unused):
+    moments = random.Random(0)
+    for _ in range(2):
+        driver = Driver(unused, *SWEEP, "--trials", "12")
+        driver.wait("trials to go")
+        driver.wait("epoch")
+        time.sleep(moments.uniform(0.5, 2.5))
+        assert driver.process.is_alive(), driver.output()
+        driver.process.kill()
+        driver.process.join()
+        deadline = time.monotonic() + 20
+        while processes_in(unused) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    left = re.search(r"(\d+) of 12 trials to go", driver.output()).group(1)
+    driver = Driver(unused, *SWEEP, "--trials", "12")
+    assert driver.wait() == 0, driver.output()
+    assert int(re.search(r"(\d+) of 12 trials to go", driver.output()).group(1)) <= int(left)
+    name = re.search(r"(linear-[0-9a-f]{6}) on scikit-learn digits", driver.output()).group(1)
+
+    trials, runs, parent = finished(unused, name)
+    assert len(trials) == 12
+    states = Counter(trial.state.name.lower() for trial in trials)
+    assert f"12 trials: {', '.join(f'{n} {state}' for state, n in sorted(states.items()))}" in driver.output()
+    assert states["pruned"] > 0
+    assert len({tuple(trial.params.values()) for trial in trials}) == 12  # the start was not sampled twice
+    for trial in trials:
+        run, epochs = runs[str(trial.number)], len(trial.intermediate_values)
+        assert run.info.status == "FINISHED"
+        assert (run.data.tags.get("pruned") == "true") == (trial.state.name == "PRUNED") == (epochs < 12)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["optim.learning_rate"] == "0.0005..0.1:log"
+    assert not list((unused / "checkpoints").glob("*/last.ckpt"))
+
+    best = max((trial for trial in trials if trial.state.name == "COMPLETE"), key=lambda trial: trial.value)
+    config = load_config(str(unused / "experiments" / f"{name}.toml"))
+    assert config.optim.learning_rate == pytest.approx(best.params["optim.learning_rate"], rel=1e-3)
+    assert config.trainer.batch_size == best.params["trainer.batch_size"]
+    assert (config.data.translate, config.trainer.epochs) == (1, 12)
+    text = (unused / "experiments" / f"{name}.toml").read_text()
+    assert f"trial {best.number} of 12" in text
+    assert "%" not in text  # the score is no result
+
+    before = text, [run.to_dictionary() for run in runs.values()]
+    again = Driver(unused, *SWEEP, "--trials", "12")
+    assert again.wait() == 0, again.output()
+    assert "0 of 12 trials to go" in again.output()
+    text = (unused / "experiments" / f"{name}.toml").read_text()
+    assert (text, [run.to_dictionary() for run in finished(unused, name)[1].values()]) == before
+    for command, message in ((("best",), "no run has finished"), (("compare", name), "no finished runs of that name")):
+        driver = Driver(unused, *command)
+        assert driver.wait() == 1
+        assert message in driver.output()
+
+
+@pytest.mark.slow
+def test_failed_trials_count_and_a_second_sweep_at_once_is_refused(unused):
+    sweep = (*SWEEP[:4], "--epochs", "1", "--set", "optim.learning_rate=1e37..1e38", "--trials", "2")
+    driver = Driver(unused, *sweep)
+    driver.wait("trials to go")
+    other = Driver(unused, *sweep)
+    assert other.wait() == 1
+    assert re.search("the sweep linear-[0-9a-f]{6} is running in another process\n", other.output())
+    assert driver.wait() == 1, driver.output()
+    assert len(re.findall(r"trial \d failed: train loss is (?:nan|inf) at epoch 1, step \d+", driver.output())) == 2
+    assert "2 trials: 2 fail" in driver.output()
+    assert "no trial was completed, so there is no best one" in driver.output()
+    assert not (unused / "experiments").exists()
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_says_so_and_goes_on(unused):
+    driver = Driver(unused, *SWEEP, "--trials", "3", "--jobs", "1")
+    driver.wait("epoch")
+    os.kill(driver.process.pid, 2)
+    assert driver.wait() == 130, driver.output()
+    assert "the same command continues where it stopped" in driver.output()
+    assert "Traceback" not in driver.output()
+    assert not processes_in(unused)
+    driver = Driver(unused, *SWEEP, "--trials", "3", "--jobs", "1")
+    assert driver.wait() == 0, driver.output()
+    name = re.search("linear-[0-9a-f]{6}", driver.output()).group()
+    assert [trial.state.name for trial in finished(unused, name)[0]] == ["COMPLETE"] * 3
