@@ -1,6 +1,5 @@
 """What is measured within one process: our training epoch, input pipeline and training step against plain PyTorch's."""
 
-import itertools
 import multiprocessing
 import os
 import tempfile
@@ -101,7 +100,7 @@ def train_bare(config: Config, dataset: Dataset) -> tuple[Classifier, float]:
         (torch.from_numpy(dataset.images["train"][i]), torch.from_numpy(dataset.labels["train"][i]).long())
         for i in split_train(dataset.labels["train"], config.data)
     )
-    batches = TrainBatches(*train, config, 0, itertools.count().__next__)
+    batches = TrainBatches(*train, config, 0, lambda: epoch)
     batch_size, micro_batch_size = batch_sizes(config.trainer, len(train[1]))
     parts = batch_size // micro_batch_size
     optimizer = make_optimizer(model, config.optim, _dtype(config))

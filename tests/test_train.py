@@ -22,11 +22,11 @@ def config_of(name, dataset, *overrides):
     return resolve_config(load_config(str(EXPERIMENTS / f"{name}.toml"), list(overrides)), dataset, "cpu")
 
 
-@pytest.mark.parametrize(("name", "floor"), [("linear", 0.85), ("cnn", 0.9)])
-def test_digits_are_learned(digits, tmp_path, name, floor):
+@pytest.mark.parametrize("name", ["linear", "cnn"])
+def test_digits_are_learned(digits, tmp_path, name):
     result = train(config_of(name, digits), 0, digits, tmp_path / "run", "cpu")
-    assert result.test["test/acc"] > floor
-    assert result.epochs[-1].metrics["val/acc"] > floor
+    assert result.test["test/acc"] > 0.85
+    assert result.epochs[-1].metrics["val/acc"] > 0.85
 
 
 def test_every_completed_epoch_is_recorded_and_the_test_set_scored_once(digits, tmp_path):
