@@ -18,7 +18,7 @@ READY := .venv/ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup experiment pairs sweep reproduce compare report best predict serve data ui relocate test bench lint audit lock
+.PHONY: help setup experiment pairs sweep reproduce compare report best predict serve data ui server relocate test bench lint audit lock
 LAB := $(BIN)python -m cifar_lab
 
 help:  ## list the targets
@@ -72,6 +72,9 @@ data: $(READY)  ## say what images are there, from where, how many; draw some in
 ui: $(READY)  ## open the tracked runs in MLflow's UI on 127.0.0.1:PORT
 	$(LAB) ui --port $(or $(PORT),5000)
 
+server: $(READY)  ## be a tracking server for many people, on PostgreSQL, at HOST:PORT (docs/server.md)
+	$(LAB) server --host $(or $(HOST),127.0.0.1) --port $(or $(PORT),5000)
+
 relocate: $(READY)  ## after this folder was moved or copied, let mlflow.db find its artifacts
 	$(LAB) relocate
 
@@ -89,4 +92,4 @@ audit: $(READY)  ## look the locked packages up among known vulnerabilities (nee
 	$(BIN)uv tool run pip-audit --strict --no-deps --disable-pip --requirement requirements.lock
 
 lock: $(READY)  ## resolve pyproject.toml anew into requirements.lock
-	$(BIN)uv pip compile --universal --python-version 3.11 --extra dev --no-annotate --no-header --upgrade pyproject.toml --output-file requirements.lock
+	$(BIN)uv pip compile --universal --python-version 3.11 --all-extras --no-annotate --no-header --upgrade pyproject.toml --output-file requirements.lock

@@ -161,7 +161,14 @@ def ui(options: argparse.Namespace) -> int:
     start_ui(options.port)
 
 
-FUNCTIONS = (experiment, pairs, sweep, reproduce, compare, report, best, predict, serve, data, ui, relocate)
+def server(options: argparse.Namespace) -> int:
+    """Become MLflow's tracking server."""
+    from cifar_lab.server import start_server
+
+    start_server(options.host, options.port)
+
+
+FUNCTIONS = (experiment, pairs, sweep, reproduce, compare, report, best, predict, serve, data, ui, server, relocate)
 COMMANDS = {function.__name__: function for function in FUNCTIONS}
 
 if __name__ == "__main__":

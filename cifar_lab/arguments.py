@@ -96,6 +96,11 @@ def make_parser() -> Parser:
     add = commands.add_parser("ui", help="open the tracked runs in MLflow's UI on 127.0.0.1")
     add.set_defaults(command="ui")
     add.add_argument("--port", type=_port, default=5000, help="default 5000")
+
+    add = commands.add_parser("server", help="become a tracking server for many people, on PostgreSQL (docs/server.md)")
+    add.set_defaults(command="server")
+    add.add_argument("--host", default="127.0.0.1", help="address to listen on; default 127.0.0.1, 0.0.0.0 is all")
+    add.add_argument("--port", type=_port, default=5000, help="default 5000")
     return parser
 
 

@@ -42,7 +42,8 @@ def compare_experiments(names: Sequence[str], metric: str, figure: Path) -> int:
 
 
 def _duplicates(client: MlflowClient, parent: Run) -> list[str]:
-    seeds = sorted(int(r.data.tags["seed"]) for r in runs.children(client, parent) if r.info.status == "FINISHED")
+    finished = runs.children(client, parent, "attributes.status = 'FINISHED'")
+    seeds = sorted(int(run.data.tags["seed"]) for run in finished)
     return [f"seed {seed} finished {n} times; only the first counts" for seed, n in Counter(seeds).items() if n > 1]
 
 

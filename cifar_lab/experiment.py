@@ -1,9 +1,7 @@
 """The main job, from checked arguments to the last line on the terminal: plan, train, summarise, name the best run."""
 
 import contextlib
-import sys
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from mlflow.exceptions import MlflowException
@@ -122,14 +120,11 @@ def _crown(client: MlflowClient, items: Sequence[repeat.Repeats]) -> list[str]:
         crowned = champion.crown(client, best, dataset)
     val, test = (f"{stage} acc {best.data.metrics[f'{stage}/acc']:.2%}" for stage in ("val", "test"))
     address = f"{ui.server()}/#/experiments/{experiment_id}/runs/{best.info.run_id}?workflowType=machine_learning"
-    environment = Path(sys.prefix)
-    python = f"{environment.name}/bin/python" if environment.parent == Path.cwd() else "python"
-    model = f"mlflow.pyfunc.load_model('models:/{dataset.name}@{runs.ALIAS}')"
-    images = f"np.load('{dataset.folder}/images_test.npy')[:5]"
     lines = [
         f"best run: {best.info.run_name}, highest val acc of all on these images: {val}, {test}",
         f"look at it: make ui, then open {address}",
     ]
     if not crowned:
         return [*lines, f"the champion of {dataset.name} stays: it was chosen on other validation images"]
-    return [*lines, f'use it: {python} -c "import mlflow, numpy as np; print({model}.predict({images}))"']
+    model = f"models:/{dataset.name}@{runs.ALIAS}"
+    return [*lines, f'use it: make predict MODEL={model} IMAGES="photos/*.jpg", or make serve MODEL={model}']

@@ -46,9 +46,7 @@ class Progress:
         for parent, costs in self.parents.items():
             name, epochs = parent.info.run_name, len(costs)
             left += pending[name] * sum(costs) * self.pace.get(name, float("nan")) if pending[name] else 0
-            for run in runs.children(self.client, parent):
-                if run.info.status != "RUNNING":
-                    continue
+            for run in runs.children(self.client, parent, "attributes.status = 'RUNNING'"):
                 seconds = runs.history(self.client, run.info.run_id, "epoch_seconds")
                 epoch = len(seconds)
                 if epoch == 0:

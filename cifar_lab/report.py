@@ -77,15 +77,7 @@ def render(client: MlflowClient, sets: Sets) -> str:
         best=best,
         chosen="val/acc" in best.data.metrics,
         others=sum(map(len, sets.finished)) - 1,
-        header=[
-            "experiment",
-            "n",
-            "test accuracy",
-            "95 % interval",
-            "validation accuracy",
-            "ECE of one run",
-            "time per run",
-        ],
+        header=HEADER,
         rows=[
             _row(client, *each, calibration[each[0].name])
             for each in zip(sets.samples, sets.summaries, sets.finished, strict=True)

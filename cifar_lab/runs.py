@@ -77,24 +77,23 @@ def find_parent(client: MlflowClient, experiment_id: str, config_hash: str) -> R
     return next(_search(client, experiment_id, condition, ["attributes.start_time ASC"]), None)
 
 
-def children(client: MlflowClient, parent: Run) -> list[Run]:
-    """The runs under `parent`, by their start."""
-    condition = f"tags.mlflow.parentRunId = '{parent.info.run_id}'"
+def children(client: MlflowClient, parent: Run, *conditions: str) -> list[Run]:
+    """The runs under `parent` that fulfil some conditions of MLflow's search, by their start."""
+    condition = " and ".join([f"tags.mlflow.parentRunId = '{parent.info.run_id}'", *conditions])
     return list(_search(client, parent.info.experiment_id, condition, ["attributes.start_time ASC"]))
 
 
 def finished_runs(client: MlflowClient, parent: Run) -> list[Run]:
     """The finished runs under `parent`, by seed; of several of one seed the first."""
     by_seed: dict[int, Run] = {}
-    for run in children(client, parent):
-        if run.info.status == "FINISHED":
-            by_seed.setdefault(int(run.data.tags["seed"]), run)
+    for run in children(client, parent, "attributes.status = 'FINISHED'"):
+        by_seed.setdefault(int(run.data.tags["seed"]), run)
     return [by_seed[seed] for seed in sorted(by_seed)]
 
 
 def unfinished_runs(client: MlflowClient, parent: Run) -> list[Run]:
     """The runs under `parent` that are not finished, by their start."""
-    return [run for run in children(client, parent) if run.info.status != "FINISHED"]
+    return children(client, parent, "attributes.status != 'FINISHED'")
 
 
 def can_continue(run: Run, tags: Mapping[str, str]) -> bool:

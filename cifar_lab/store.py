@@ -134,6 +134,8 @@ def explain(error: BaseException) -> str:
     if isinstance(error, MlflowException | RequestException):
         if re.search("failed with (exception|timeout)|Max retries", str(error)):
             return f"no answer from the tracking server {address()}"
+        if "error code 401" in str(error):
+            return f"{address()} does not know you; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         return f"{address()}: {_first_line(error)}"
     return disk_trouble(error)
 

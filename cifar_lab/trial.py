@@ -52,7 +52,7 @@ def train_trial(parent: Run, config: Config, tags: Mapping[str, str], dataset_fo
     The body of a worker process. Raises UserError, which says in one line what went wrong.
     """
     with working(tags) as client:
-        before = [run for run in runs.children(client, parent) if run.data.tags["trial"] == tags["trial"]]
+        before = runs.children(client, parent, f"tags.trial = '{tags['trial']}'")
         for run in before:
             if run.info.status == "FINISHED":  # but the driver was gone before it could tell Optuna
                 return run.data.metrics["val/acc"], "pruned" in run.data.tags

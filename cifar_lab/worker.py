@@ -69,7 +69,7 @@ def train_one(parent: Run, config: Config, tags: Mapping[str, str], dataset_fold
     """
     try:
         with working(tags) as client:
-            before = [run for run in runs.children(client, parent) if run.data.tags["seed"] == tags["seed"]]
+            before = runs.children(client, parent, f"tags.seed = '{tags['seed']}'")
             if all(run.info.status != "FINISHED" for run in before):
                 run = run_to_train(client, parent, before, tags, f"{parent.info.run_name}-seed{tags['seed']}")
                 dataset = select(open_dataset(dataset_folder), config.data)

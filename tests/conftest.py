@@ -4,6 +4,7 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +24,9 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 EXPERIMENTS = pathlib.Path(__file__).resolve().parent / "experiments"  # small: for digits
+
+EPOCH_METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "lr", "epoch_seconds")
+TEST_METRICS = ("test/loss", "test/acc")
 
 
 def write_images(folder, per_class=(12, 4), suffix="png", classes=CIFAR10.classes):
@@ -134,6 +138,28 @@ def _drive(address, folder, log, arguments, environment):
 def experiment_arguments(*arguments):
     experiments = [str(EXPERIMENTS / f"{name}.toml") for name in ("linear", "cnn")]
     return ["experiment", *experiments, "--data", "digits", *arguments]
+
+
+def recorded(client):
+    """Of every run its status, weights and all metric points but the times, by name."""
+    experiment = client.get_experiment_by_name("digits")
+    found = {}
+    for run in client.search_runs([experiment.experiment_id], "tags.kind = 'run'"):
+        assert run.info.run_name not in found
+        points = {
+            name: [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)]
+            for name in EPOCH_METRICS + TEST_METRICS
+        }
+        points["epoch_seconds"] = [step for step, _ in points["epoch_seconds"]]
+        images = [file.path for file in client.list_artifacts(run.info.run_id, "images") if file.path.endswith(".png")]
+        found[run.info.run_name] = (run.info.status, run.data.tags["weights_digest"], points, len(images))
+    return found
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def processes_in(folder):

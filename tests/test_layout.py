@@ -3,6 +3,7 @@
 import ast
 import re
 import tomllib
+from itertools import chain
 
 import yaml
 from conftest import REPOSITORY
@@ -31,6 +32,7 @@ ORDER = [
     "provenance",
     "store",
     "ui",
+    "server",
     "runs",
     "tracking",
     "results",
@@ -93,7 +95,7 @@ def locked():
 def test_lock_pins_every_requirement_within_its_range():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     pins = locked()
-    for requirement in map(Requirement, project["dependencies"] + project["optional-dependencies"]["dev"]):
+    for requirement in map(Requirement, chain(project["dependencies"], *project["optional-dependencies"].values())):
         (pin,) = pins[normalised(requirement.name)].specifier
         assert pin.operator == "=="
         assert requirement.specifier.contains(pin.version), requirement

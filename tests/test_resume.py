@@ -13,7 +13,7 @@ import urllib.request
 from threading import Thread
 
 import pytest
-from conftest import WARM, Driver, experiment_arguments, processes_in
+from conftest import WARM, Driver, experiment_arguments, free_port, processes_in, recorded
 from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 
@@ -23,24 +23,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reas
 
 KILLS = 20
 REPEATS = experiment_arguments("--seeds", "2", "--jobs", "2", "--epochs", "6")
-EPOCH_METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "lr", "epoch_seconds")
-TEST_METRICS = ("test/loss", "test/acc")
-
-
-def recorded(client):
-    """Of every run its status, weights and all metric points but the times, by name."""
-    experiment = client.get_experiment_by_name("digits")
-    found = {}
-    for run in client.search_runs([experiment.experiment_id], "tags.kind = 'run'"):
-        assert run.info.run_name not in found
-        points = {
-            name: [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)]
-            for name in EPOCH_METRICS + TEST_METRICS
-        }
-        points["epoch_seconds"] = [step for step, _ in points["epoch_seconds"]]
-        images = [file.path for file in client.list_artifacts(run.info.run_id, "images") if file.path.endswith(".png")]
-        found[run.info.run_name] = (run.info.status, run.data.tags["weights_digest"], points, len(images))
-    return found
 
 
 def client_of(folder):
@@ -183,12 +165,6 @@ def test_16_processes_make_one_database_and_lose_nothing(tmp_path):
         for name in range(METRICS):
             history = client.get_metric_history(run.info.run_id, str(name))
             assert [(point.step, point.value) for point in history] == [(step, step) for step in range(CALLS)]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Line:

@@ -106,8 +106,12 @@ EXPLAINED = [
         "no answer from the tracking server http://host",
     ),
     (
-        MlflowException("API request to endpoint http://user:secret@host/api failed with error code 401 != 200"),
-        "http://host: API request to endpoint http://host/api failed with error code 401 != 200",
+        MlflowException("API request to endpoint http://user:secret@host/api failed with error code 403 != 200"),
+        "http://host: API request to endpoint http://host/api failed with error code 403 != 200",
+    ),
+    (
+        MlflowException("API request to endpoint /api failed with error code 401 != 200"),
+        "http://host does not know you; set MLFLOW_TRACKING_USERNAME",
     ),
     (MlflowException("autoflush\n(sqlite3.OperationalError) database is locked\n[SQL: ..."), "http://host: (sqlite3."),
 ]
