@@ -50,20 +50,14 @@ def predict(images: Sequence[str], model: str | None, top: int, as_json: bool) -
 
 
 def _find(images: Sequence[str]) -> list[Path]:
-    """The files that are meant by files, folders and patterns. Raises UserError for one that means nothing."""
+    """The files that are meant by files, folders and patterns, each once; what means none stays as it is."""
     found: list[Path] = []
     for name in images:
-        path = Path(name)
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-            if not files:
-                raise UserError(f"{name}: no image files in this folder ({', '.join(SUFFIXES)})")
-            found += files
-        elif path.exists() or not (matches := sorted(glob.glob(name, recursive=True))):
-            found.append(path)  # what is not there is told with those that can't be read
-        else:
-            found += map(Path, matches)
-    return found
+        matches = [name] if Path(name).exists() else sorted(glob.glob(name, recursive=True))
+        for path in map(Path, matches or [name]):
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            found += inside or [path]
+    return list(dict.fromkeys(found))
 
 
 def read_image(file: Path) -> np.ndarray | str:
@@ -84,6 +78,8 @@ def read_image(file: Path) -> np.ndarray | str:
             return np.asarray(ImageOps.fit(image.convert("RGB"), (32, 32), Image.Resampling.BILINEAR))
     except FileNotFoundError:
         return "no such file"
+    except IsADirectoryError:
+        return f"no image files in this folder ({', '.join(SUFFIXES)})"
     except UNDECODABLE as error:
         return f"not a readable image ({str(error).partition(' <')[0].partition(chr(10))[0] or type(error).__name__})"
 
