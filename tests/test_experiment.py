@@ -148,6 +148,7 @@ def test_best_run_has_the_highest_validation_accuracy_and_is_the_champion(tracke
     version = tracked.client.get_model_version_by_alias("digits", "champion")
     assert version.run_id == best.info.run_id
     assert f"best run: {best.info.run_name}" in tracked.output
+    assert "use it: make predict MODEL=models:/digits@champion IMAGES=" in tracked.output
     assert f"val acc {best.data.metrics['val/acc']:.2%}, test acc {best.data.metrics['test/acc']:.2%}" in tracked.output
 
     monkeypatch.setattr(mlflow.tracking._tracking_service.utils, "_tracking_uri", None)
