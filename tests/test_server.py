@@ -73,7 +73,7 @@ def server(postgresql, tracked, tmp_path_factory):
         process = subprocess.Popen(
             ["bash", "-c", script], cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
         )
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 300
     while subprocess.run(["curl", "-sf", f"{address}/health"], capture_output=True).returncode:
         assert process.poll() is None, (folder / "log").read_text()
         assert time.monotonic() < deadline, (folder / "log").read_text()
