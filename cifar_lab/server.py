@@ -17,7 +17,6 @@ USERS = """\
 default_permission = EDIT
 database_uri = {database}
 admin_username = admin
-authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 auth_cache_ttl_seconds = 60
 """
 
@@ -57,7 +56,7 @@ def _has_users(database: str) -> bool:
             if not sqlalchemy.inspect(connection).has_table("users"):
                 return False
             return connection.execute(sqlalchemy.text("SELECT count(*) FROM users")).scalar_one() > 0
-    except sqlalchemy.exc.SQLAlchemyError as error:
+    except (sqlalchemy.exc.SQLAlchemyError, ValueError) as error:  # ValueError of a port that is no number
         cause = getattr(error, "orig", None) or error
         raise UserError(f"{DATABASE}: {' '.join(str(cause).split())}") from None
 

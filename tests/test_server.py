@@ -121,6 +121,7 @@ MISTAKES = [
     ("postgresql://cifar_lab:wrong@localhost:{port}/cifar_lab", "password authentication failed"),
     ("postgresql://cifar_lab:choose-one@localhost:{port}/other", "does not exist"),
     ("postgresql://cifar_lab:choose-one@localhost:1/cifar_lab", "Connection refused"),
+    ("postgresql://cifar_lab:choose-one@localhost:port/cifar_lab", "invalid literal"),
 ]
 
 
