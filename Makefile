@@ -17,6 +17,10 @@ BIN := .venv/bin/
 READY := .venv/ready
 endif
 
+ifdef CLUSTER
+READY += $(BIN)cluster-ready
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help setup experiment pairs sweep reproduce compare report best predict serve data ui server relocate test bench lint audit lock
 LAB := $(BIN)python -m cifar_lab

@@ -30,6 +30,7 @@ from cifar_lab.datamodule import (
     training_side,
 )
 from cifar_lab.datasets import Dataset
+from cifar_lab.machine import fast_precision
 from cifar_lab.models import make_model
 from cifar_lab.optim import make_optimizer, make_schedule
 from cifar_lab.train import INITIALISATION, keep_freed_memory, resolve_config
@@ -40,7 +41,7 @@ IMAGES_PER_STEP = 1000  # or more, in whole optimiser steps
 
 
 def resolved(name: str, dataset: Dataset, *overrides: str) -> Config:
-    return resolve_config(load_config(name, list(overrides)), dataset, "cpu")
+    return resolve_config(load_config(name, list(overrides)), dataset, fast_precision("cpu"))
 
 
 def epoch(dataset: Dataset) -> list[Row]:
@@ -80,7 +81,8 @@ def _tracked_seconds(config: Config, dataset: Dataset) -> float:
         client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         experiment_id = client.create_experiment("benchmark", f"{folder}/mlruns")
-        tags = provenance.run_tags("benchmark", config, dataset, "cpu") | {"kind": "run", "seed": "0"}
+        tags = provenance.run_tags("benchmark", config, dataset, provenance.machine_tags("cpu"))
+        tags |= {"kind": "run", "seed": "0"}
         run = tracking.create_run(client, experiment_id, "benchmark", tags)
         clock = _Clock()
         worker.train_tracked(client, run, config, dataset, "cpu", callbacks=[clock])

@@ -61,7 +61,7 @@ def sweep(options: argparse.Namespace) -> int:
 
 
 def _checked(options: argparse.Namespace) -> tuple[Any, ...]:
-    """Configs, seeds, images, accelerator and jobs that the options ask for."""
+    """Configs, seeds, images and workers that the options ask for."""
     from cifar_lab.config import UsageError, experiment_name, load_config
 
     names = [experiment_name(name) for name in options.experiments]
@@ -69,7 +69,18 @@ def _checked(options: argparse.Namespace) -> tuple[Any, ...]:
         raise UsageError(f"an experiment is named twice: {', '.join(names)}")
     overrides = _overrides(options)
     configs = {name: load_config(file, overrides) for name, file in zip(names, options.experiments, strict=True)}
-    return configs, options.seeds, *_images(options), options.accelerator, options.jobs
+    if options.cluster and (options.jobs or options.accelerator != "auto"):
+        raise UsageError("--cluster places the runs itself: leave out --jobs and --accelerator; --gpus asks for GPUs")
+    if options.gpus and not options.cluster:
+        raise UsageError("--gpus is what a run takes of a --cluster; here --accelerator gpu asks for the GPU")
+    images = _images(options)
+    if options.cluster:
+        from cifar_lab.cluster import Cluster
+
+        return configs, options.seeds, *images, Cluster(options.cluster, options.gpus)
+    from cifar_lab.pool import Pool
+
+    return configs, options.seeds, *images, Pool(options.accelerator, options.jobs)
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:
@@ -82,7 +93,7 @@ def _images(options: argparse.Namespace) -> tuple[Any, str]:
     from cifar_lab.search import find_source
 
     source = find_source(options.data, options.data_dir)
-    if options.accelerator != "gpu":
+    if options.accelerator != "gpu" and not getattr(options, "cluster", None):
         _import_for_workers()
     return decoded(source), source.stand_in_because
 

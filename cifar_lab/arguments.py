@@ -112,6 +112,8 @@ def _add_training_options(add: Parser) -> None:
         "--seeds", type=_seeds, default="8", help="how many (8: seeds 0 to 7) or which (3,5,8 or 3,); default 8"
     )
     _add_run_options(add, "override one setting; may be repeated")
+    add.add_argument("--cluster", metavar="address", help="train on this Ray cluster instead of on this machine")
+    add.add_argument("--gpus", type=_gpus, default=0, help="of the cluster, for one run, such as 1 or 0.25; default 0")
 
 
 def _add_run_options(add: Parser, override: str) -> None:
@@ -157,6 +159,16 @@ def _positive(text: str) -> int:
         value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return value
+
+
+def _gpus(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not (0 <= value < 1 or value == int(value)):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number of GPUs nor a part of one")
     return value
 
 

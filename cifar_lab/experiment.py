@@ -11,11 +11,11 @@ from rich.panel import Panel
 from rich.table import Table
 
 from cifar_lab import champion, repeat, runs, store, ui
+from cifar_lab.cluster import Cluster
 from cifar_lab.comparison import summarise
 from cifar_lab.config import Config
 from cifar_lab.datasets import Dataset, select
-from cifar_lab.machine import resolve_accelerator
-from cifar_lab.pool import choose_jobs
+from cifar_lab.pool import Pool
 from cifar_lab.progress import clock
 from cifar_lab.train import resolve_config
 
@@ -25,29 +25,26 @@ def run_experiments(
     seeds: Sequence[int],
     dataset: Dataset,
     stand_in_because: str,
-    accelerator: str,
-    jobs: int | None,
+    workers: Pool | Cluster,
 ) -> tuple[int, list[repeat.Repeats]]:
     """Train what is missing of `configs` times `seeds`; gives the plan and 0, 1 if a run failed, 130 if interrupted."""
     console = Console(highlight=False, markup=False)
-    accelerator = resolve_accelerator(accelerator)
     datasets = {name: select(dataset, config.data) for name, config in configs.items()}
-    configs = {name: resolve_config(config, datasets[name], accelerator) for name, config in configs.items()}
+    configs = {name: resolve_config(config, datasets[name], workers.precision) for name, config in configs.items()}
     announcement = _announcement(datasets.values(), stand_in_because)
     console.print(announcement)
     client = store.connect(make=True)
     with store.planning():
-        plan = repeat.plan(client, configs, seeds, datasets, accelerator)
-    threads = max(item.config.trainer.threads for item in plan)
-    jobs = choose_jobs(jobs, threads, accelerator, sum(len(item.missing) for item in plan))
+        plan = repeat.plan(client, configs, seeds, datasets, workers.tags)
     for item in plan:
         going_on = f", {len(item.continuing)} of them continued" if item.continuing else ""
-        console.print(f"{item.name}: {len(item.missing)} of {len(item.seeds)} runs to train on {accelerator}{going_on}")
+        to_train = f"{len(item.missing)} of {len(item.seeds)} runs to train on {workers.accelerator}"
+        console.print(f"{item.name}: {to_train}{going_on}")
         if differences := ", ".join(item.differences):
             console.print(
                 f"  not the same as before: {differences}. Finished runs are kept, unfinished ones start anew"
             )
-    failed, interrupted = repeat.train_missing(client, plan, accelerator, jobs, console)
+    failed, interrupted = repeat.train_missing(client, plan, workers, console)
     if interrupted:
         with contextlib.suppress(MlflowException), store.impatient():
             console.print(_results(client, plan, interrupted))

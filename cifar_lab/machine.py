@@ -20,17 +20,18 @@ def resolve_accelerator(accelerator: str) -> str:
     return "cpu"
 
 
-def has_fast_bf16(accelerator: str) -> bool:
-    """Whether bf16 is faster than fp32 there. By what the device is, not by a clock: runs must not depend on load.
+def fast_precision(accelerator: str) -> str:
+    """ "bf16" where that is faster, else "fp32". By what the device is, not by a clock: runs must not depend on load.
 
     Intel's CPUs that have bf16 instructions without AMX, or whose virtual machine hides it, take twice the time of fp32
     (measured: Sapphire Rapids); AMD's take two thirds (Zen 4).
     """
     if accelerator == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if accelerator != "cpu":
-        return False
-    return torch.cpu._is_amx_tile_supported() or (torch.cpu._is_avx512_bf16_supported() and "AMD" in processor())
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_amx_tile_supported() or (torch.cpu._is_avx512_bf16_supported() and "AMD" in processor())
+        bf16 = accelerator == "cpu" and fast
+    return "bf16" if bf16 else "fp32"
 
 
 def processor() -> str:

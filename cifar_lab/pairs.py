@@ -7,10 +7,12 @@ import numpy as np
 from mlflow.tracking import MlflowClient
 
 from cifar_lab import results, runs, store
+from cifar_lab.cluster import Cluster
 from cifar_lab.comparison import compare, summarise
 from cifar_lab.config import Config, UsageError
 from cifar_lab.datasets import Dataset
 from cifar_lab.experiment import run_experiments
+from cifar_lab.pool import Pool
 from cifar_lab.repeat import Repeats
 from cifar_lab.sets import sample_of
 
@@ -22,8 +24,7 @@ def run_pairs(
     seeds: Sequence[int],
     dataset: Dataset,
     stand_in_because: str,
-    accelerator: str,
-    jobs: int | None,
+    workers: Pool | Cluster,
 ) -> int:
     """Train each of `configs` as it is and one-vs-one, track both, say which pairs are hard and which way is better."""
     both = {}
@@ -32,7 +33,7 @@ def run_pairs(
             raise UsageError(f"{name}: model.one_vs_one is what pairs adds; leave it out")
         pairs = config.model.model_copy(update={"one_vs_one": True})
         both |= {name: config, f"{name}-pairs": config.model_copy(update={"model": pairs})}
-    code, plan = run_experiments(both, seeds, dataset, stand_in_because, accelerator, jobs)
+    code, plan = run_experiments(both, seeds, dataset, stand_in_because, workers)
     if code == 0:
         client = store.connect()
         for ordinary, pairwise in zip(plan[::2], plan[1::2], strict=True):

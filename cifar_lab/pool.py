@@ -1,4 +1,4 @@
-"""Worker processes for many runs, stopped together with what they run."""
+"""Worker processes of this machine for many runs, stopped together with what they run."""
 
 import multiprocessing
 import os
@@ -8,39 +8,53 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 
+from cifar_lab.machine import fast_precision, resolve_accelerator
+from cifar_lab.provenance import machine_tags
 from cifar_lab.worker import start_worker
 
 STOP_SECONDS = 15.0
 
+Submit = Callable[..., Future]
 
-@contextmanager
-def open_pool(jobs: int, accelerator: str) -> Iterator[Callable[..., Future]]:
-    """Gives the function that submits a call to one of `jobs` worker processes; an exception ends them all."""
-    # a fork server's workers start at once, but CUDA does not survive a fork
-    context = multiprocessing.get_context("forkserver" if accelerator == "cpu" else "spawn")
-    settings = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
-    with ProcessPoolExecutor(jobs, context, start_worker, (settings,)) as pool:
 
-        def submit(*call: object) -> Future:
-            handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the driver to answer
+class Pool:
+    """This machine: `jobs` runs at once, or as many as the cores hold; on a GPU one.
+
+    `accelerator`, `tags` (see machine_tags) and `precision` (see fast_precision) are those that runs have here.
+    """
+
+    def __init__(self, accelerator: str, jobs: int | None) -> None:
+        self.accelerator, self.jobs = resolve_accelerator(accelerator), jobs
+        self.tags, self.precision = machine_tags(self.accelerator), fast_precision(self.accelerator)
+
+    def at_once(self, threads: int, count: int) -> int:
+        """How many of `count` runs of so many threads are trained at once."""
+        jobs = self.jobs
+        if jobs is None:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            jobs = max(1, cores // threads) if self.accelerator == "cpu" else 1
+        return max(1, min(jobs, count))
+
+    @contextmanager
+    def open(self, threads: int, count: int) -> Iterator[Submit]:
+        """Gives the function that submits a call to a worker process; an exception ends them all."""
+        # a fork server's workers start at once, but CUDA does not survive a fork
+        context = multiprocessing.get_context("forkserver" if self.accelerator == "cpu" else "spawn")
+        settings = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+        with ProcessPoolExecutor(self.at_once(threads, count), context, start_worker, (settings,)) as pool:
+
+            def submit(*call: object) -> Future:
+                handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the driver to answer
+                try:
+                    return pool.submit(*call)
+                finally:
+                    signal.signal(signal.SIGINT, handler)
+
             try:
-                return pool.submit(*call)
-            finally:
-                signal.signal(signal.SIGINT, handler)
-
-        try:
-            yield submit
-        except BaseException:
-            _stop(pool)
-            raise
-
-
-def choose_jobs(jobs: int | None, threads: int, accelerator: str, count: int) -> int:
-    """How many of `count` runs at once: `jobs`, or as many as the cores hold at `threads` each; one on a GPU."""
-    if jobs is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        jobs = max(1, cores // threads) if accelerator == "cpu" else 1
-    return max(1, min(jobs, count))
+                yield submit
+            except BaseException:
+                _stop(pool)
+                raise
 
 
 def _stop(pool: Executor) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import mlflow
@@ -18,25 +19,32 @@ from cifar_lab.sources import file_digest
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-def run_tags(name: str, config: Config, dataset: Dataset, accelerator: str) -> dict[str, str]:
-    """Tags of every run, parents too: what was run, on which data, with which code and device. No host names."""
-    lock = REPOSITORY / "requirements.lock"
+def machine_tags(accelerator: str) -> dict[str, str]:
+    """What runs that are trained by this process depend on: its code, device and versions. No host names."""
     return {
-        "experiment": name,
-        "config_hash": config.hash(dataset.digest),
-        "data_digest": dataset.digest[:32],
-        "split_digest": split_digest(dataset.labels["train"], config.data),
         "code_digest": _code_digest(),
-        "lock_digest": file_digest(lock)[:16] if lock.exists() else "none",
-        "git_dirty": str(bool(_git("status", "--porcelain"))).lower(),
-        "mlflow.source.git.commit": _git("rev-parse", "HEAD") or "none",
-        "mlflow.source.name": f"cifar_lab experiment {name}",
         "accelerator": accelerator,
         "device": torch.cuda.get_device_name() if accelerator == "cuda" else processor(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "pytorch_lightning": pytorch_lightning.__version__,
         "mlflow": mlflow.__version__,
+    }
+
+
+def run_tags(name: str, config: Config, dataset: Dataset, machine: Mapping[str, str]) -> dict[str, str]:
+    """Tags of every run, parents too: what was run, on which data, on which machine (see machine_tags)."""
+    lock = REPOSITORY / "requirements.lock"
+    return {
+        "experiment": name,
+        "config_hash": config.hash(dataset.digest),
+        "data_digest": dataset.digest[:32],
+        "split_digest": split_digest(dataset.labels["train"], config.data),
+        "lock_digest": file_digest(lock)[:16] if lock.exists() else "none",
+        "git_dirty": str(bool(_git("status", "--porcelain"))).lower(),
+        "mlflow.source.git.commit": _git("rev-parse", "HEAD") or "none",
+        "mlflow.source.name": f"cifar_lab experiment {name}",
+        **machine,
     }
 
 

@@ -16,10 +16,11 @@ from mlflow.tracking import MlflowClient
 from rich.console import Console
 
 from cifar_lab import results, runs, store, tracking, ui
+from cifar_lab.cluster import Cluster
 from cifar_lab.config import Config, UsageError
 from cifar_lab.datamodule import epoch_costs
 from cifar_lab.datasets import Dataset
-from cifar_lab.pool import open_pool
+from cifar_lab.pool import Pool, Submit
 from cifar_lab.progress import Progress
 from cifar_lab.provenance import run_tags
 from cifar_lab.worker import train_one
@@ -68,13 +69,14 @@ def plan(
     configs: Mapping[str, Config],
     seeds: Sequence[int],
     datasets: Mapping[str, Dataset],
-    accelerator: str,
+    machine: Mapping[str, str],
 ) -> list[Repeats]:
     """The repeats that `configs` and `seeds` ask for on their `datasets`; a config that never ran gets its parent run.
 
+    machine: tags of what trains them (see Pool).
     Raises UsageError, before anything is written, if a split is impossible or two configs are the same.
     """
-    tags = {name: run_tags(name, config, datasets[name], accelerator) for name, config in configs.items()}
+    tags = {name: run_tags(name, config, datasets[name], machine) for name, config in configs.items()}
     if len({tag["config_hash"] for tag in tags.values()}) < len(tags):
         raise UsageError(f"two of the experiments {', '.join(configs)} are the same: no setting differs")
     repeats = []
@@ -82,7 +84,7 @@ def plan(
         dataset = datasets[name]
         experiment_id = store.open_experiment(client, dataset.name)
         ui.save_views(client, experiment_id)
-        end_dead_runs(client, experiment_id)
+        end_dead_runs(client, experiment_id, tags[name])
         parent = tracking.open_parent(client, experiment_id, name, config, dataset, tags[name])
         finished, unfinished = runs.finished_runs(client, parent), runs.unfinished_runs(client, parent)
         for run in finished:
@@ -93,23 +95,23 @@ def plan(
     return repeats
 
 
-def end_dead_runs(client: MlflowClient, experiment_id: str) -> None:
-    """Mark as KILLED the runs whose process died without a word; on a server only those that this folder knows.
+def end_dead_runs(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) -> None:
+    """Mark as KILLED the runs whose process died without a word, if they are ours (see runs.is_ours).
 
     A parent that stayed RUNNING gets its end from the next command that asks for its repeats.
     """
     for run in runs.running_runs(client, experiment_id):
         with contextlib.suppress(Timeout), store.claim(run.data.tags).acquire(timeout=0):
-            if runs.is_ours(run) and client.get_run(run.info.run_id).info.status == "RUNNING":
+            if runs.is_ours(run, tags) and client.get_run(run.info.run_id).info.status == "RUNNING":
                 tracking.mark(client, run.info.run_id, "KILLED")
                 if run.data.tags["kind"] == "reproduction":  # it is not continued
                     shutil.rmtree(store.checkpoint_of(run.info.run_id).parent, ignore_errors=True)
 
 
 def train_missing(
-    client: MlflowClient, repeats: Sequence[Repeats], accelerator: str, jobs: int, console: Console
+    client: MlflowClient, repeats: Sequence[Repeats], workers: Pool | Cluster, console: Console
 ) -> tuple[dict[str, str], bool]:
-    """Train every missing run, `jobs` at a time; returns why runs failed, by run name, and whether it was interrupted.
+    """Train every missing run; returns why runs failed, by run name, and whether it was interrupted.
 
     One failure does not stop the others, nor does the death of a worker: the runs then go on in new workers. Ctrl-C or
     SIGTERM ends the running ones as KILLED. A run that another process trains is waited for.
@@ -120,7 +122,13 @@ def train_missing(
         return failed, False
     parents = {r.parent: epoch_costs(r.config) for r in repeats if r.missing}
     total, deaths = len(left), 0
-    with Progress(client, console, parents, jobs) as progress:
+    needs = max(r.config.trainer.threads for r, _ in left), total
+    with Progress(client, console, parents, workers.at_once(*needs)) as progress:
+
+        def end_dead() -> None:
+            with contextlib.suppress(MlflowException):  # it is done again at the next start
+                for r in repeats:
+                    end_dead_runs(client, r.parent.info.experiment_id, r.tags)
 
         def show() -> None:
             with contextlib.suppress(MlflowException):  # the display is not worth a run
@@ -133,14 +141,15 @@ def train_missing(
             while left and deaths < DEATHS:
                 before = len(left)
                 try:
-                    _train_in_workers(left, failed, accelerator, jobs, console, show)
+                    with workers.open(*needs) as submit:
+                        _train_in_workers(left, failed, submit, console, show)
                 except BrokenProcessPool:
                     console.print("a worker process died; its runs go on in new ones", soft_wrap=True)
-                    with contextlib.suppress(MlflowException):  # it is done again at the next start
-                        for r in repeats:
-                            end_dead_runs(client, r.parent.info.experiment_id)
+                    end_dead()
                     deaths = deaths + 1 if len(left) == before else 1
         except KeyboardInterrupt:
+            with store.impatient():
+                end_dead()
             return failed, True
     return failed | {f"{r.name}-seed{seed}": DIED for r, seed in left}, False
 
@@ -148,39 +157,37 @@ def train_missing(
 def _train_in_workers(
     left: list[tuple[Repeats, int]],
     failed: dict[str, str],
-    accelerator: str,
-    jobs: int,
+    submit: Submit,
     console: Console,
     show: Callable[[], None],
 ) -> None:
-    """Train the runs in `left` in a pool of worker processes; takes out what is over, notes in `failed` why it failed.
+    """Submit the runs in `left` to workers; takes out what is over, notes in `failed` why it failed.
 
-    Raises BrokenProcessPool if a worker dies.
+    Raises BrokenProcessPool if a worker dies and the runs have to be submitted again.
     """
-    with open_pool(jobs, accelerator) as submit:
 
-        def start(r: Repeats, seed: int) -> Future:
-            return submit(train_one, r.parent, r.config, {**r.tags, "seed": str(seed)}, r.dataset.folder)
+    def start(r: Repeats, seed: int) -> Future:
+        return submit(train_one, r.parent, r.config, {**r.tags, "seed": str(seed)}, r.dataset.folder)
 
-        pending, waiting = {start(*job): job for job in left}, set()
-        while pending:
-            for future in wait(pending, POLL_SECONDS, FIRST_COMPLETED).done:
-                r, seed = job = pending.pop(future)
-                error = future.exception()
-                if isinstance(error, BrokenProcessPool):
-                    raise error
-                name = f"{r.name}-seed{seed}"
-                if error:
-                    failed[name] = str(error)
-                    console.print(f"{name} failed: {error}", soft_wrap=True)
-                elif not future.result():
-                    if name not in waiting:
-                        console.print(f"{name} is being trained by another process", soft_wrap=True)
-                    waiting.add(name)
-                    pending[start(*job)] = job  # last in the queue
-                    continue
-                left.remove(job)
-            show()
+    pending, waiting = {start(*job): job for job in left}, set()
+    while pending:
+        for future in wait(pending, POLL_SECONDS, FIRST_COMPLETED).done:
+            r, seed = job = pending.pop(future)
+            error = future.exception()
+            if isinstance(error, BrokenProcessPool):
+                raise error
+            name = f"{r.name}-seed{seed}"
+            if error:
+                failed[name] = str(error)
+                console.print(f"{name} failed: {error}", soft_wrap=True)
+            elif not future.result():
+                if name not in waiting:
+                    console.print(f"{name} is being trained by another process", soft_wrap=True)
+                waiting.add(name)
+                pending[start(*job)] = job  # last in the queue
+                continue
+            left.remove(job)
+        show()
 
 
 def summarise_repeats(client: MlflowClient, repeats: Repeats, interrupted: bool) -> list[Run]:

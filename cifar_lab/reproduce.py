@@ -14,7 +14,7 @@ from cifar_lab import runs, store, tracking
 from cifar_lab.config import Config, UserError
 from cifar_lab.datasets import Dataset
 from cifar_lab.machine import resolve_accelerator
-from cifar_lab.provenance import run_tags
+from cifar_lab.provenance import machine_tags, run_tags
 from cifar_lab.repeat import end_dead_runs
 from cifar_lab.train import Epoch
 from cifar_lab.trained import config_of, dataset_of
@@ -84,9 +84,9 @@ def _accelerator(tracked: str) -> str:
 
 
 def _train(client: MlflowClient, original: Run, config: Config, dataset: Dataset, accelerator: str) -> Run:
-    end_dead_runs(client, original.info.experiment_id)
     name = f"{original.info.run_name}-again"
-    tags = run_tags(original.data.tags["experiment"], config, dataset, accelerator)
+    tags = run_tags(original.data.tags["experiment"], config, dataset, machine_tags(accelerator))
+    end_dead_runs(client, original.info.experiment_id, tags)
     tags |= {"kind": "reproduction", "seed": original.data.tags["seed"], "reproduces": original.info.run_id}
     tags["mlflow.source.name"] = f"cifar_lab reproduce {original.info.run_id}"
     tracked, shown = _points(client, original, EPOCH_METRICS), []

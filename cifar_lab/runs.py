@@ -99,11 +99,17 @@ def unfinished_runs(client: MlflowClient, parent: Run) -> list[Run]:
 def can_continue(run: Run, tags: Mapping[str, str]) -> bool:
     """Whether an unfinished run, continued by a process with these tags, ends with the bits of one in one go."""
     complete = store.checkpoint_of(run.info.run_id).exists() or "train/acc" not in run.data.metrics
-    return is_ours(run) and complete and not circumstances_that_differ(run, tags)
+    there = "cluster" in tags or complete  # a cluster's runs have their checkpoints on the server
+    return is_ours(run, tags) and there and not circumstances_that_differ(run, tags)
 
 
-def is_ours(run: Run) -> bool:
-    """Whether no other machine can be training `run`: one of this folder, or in a database of this machine."""
+def is_ours(run: Run, tags: Mapping[str, str]) -> bool:
+    """Whether nobody else can be training `run`: it is this folder's, or in a database of this machine.
+
+    tags: of the runs that are trained now; on a cluster they are those of the same folder on a cluster.
+    """
+    if "cluster" in tags:
+        return run.data.tags.get("cluster") == tags["cluster"]
     return store.is_local() or store.checkpoint_of(run.info.run_id).parent.exists()
 
 

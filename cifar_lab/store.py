@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sqlite3
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -168,6 +169,20 @@ def claim(tags: Mapping[str, str]) -> FileLock:
 def claim_study(name: str) -> FileLock:
     """To be held by the process that runs the sweep of this name."""
     return _lock(name)
+
+
+def claim_cluster() -> FileLock:
+    """To be held by the process that has this folder's runs trained on a cluster."""
+    return _lock("cluster")
+
+
+def cluster_id() -> str:
+    """What marks the runs that this folder has trained on a cluster, so that it knows them again."""
+    file = home() / CHECKPOINTS / "cluster_id"
+    if not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(uuid.uuid4().hex)
+    return file.read_text()
 
 
 def _lock(name: str) -> FileLock:

@@ -24,8 +24,7 @@ from cifar_lab import store, tracking, ui
 from cifar_lab.config import EXPERIMENTS, Config, UsageError, UserError
 from cifar_lab.datamodule import epoch_costs
 from cifar_lab.datasets import Dataset, select
-from cifar_lab.machine import resolve_accelerator
-from cifar_lab.pool import choose_jobs, open_pool
+from cifar_lab.pool import Pool, Submit
 from cifar_lab.progress import Progress
 from cifar_lab.provenance import run_tags
 from cifar_lab.repeat import DEATHS, POLL_SECONDS, end_dead_runs
@@ -45,13 +44,13 @@ def run_sweep(
     console = Console(highlight=False, markup=False)
     if stand_in_because:
         console.print(f"NOT CIFAR-10. {stand_in_because}. A stand-in is used instead.", soft_wrap=True)
-    accelerator = resolve_accelerator(accelerator)
+    pool = Pool(accelerator, jobs)
     base = space.config({})
     dataset = select(dataset, base.data)
-    base = resolve_config(base, dataset, accelerator)
+    base = resolve_config(base, dataset, pool.precision)
     if not base.data.val_size:
         raise UsageError("data.val_size = 0 leaves no images to choose by, and a sweep chooses")
-    tags = run_tags(space.name, base, dataset, accelerator)
+    tags = run_tags(space.name, base, dataset, pool.tags)
     client, name = store.connect(make=True), space.study_name(tags["config_hash"])
     try:
         alone = store.claim_study(name).acquire(timeout=0)
@@ -63,12 +62,11 @@ def run_sweep(
             ui.save_views(client, experiment_id)
             study = open_study(name)
             parent = tracking.open_sweep(client, experiment_id, {**tags, "study": name}, base, dataset, space.ranges)
-        end_dead_runs(client, experiment_id)
+        end_dead_runs(client, experiment_id, tags)
         console.print(f"{name} on {dataset.title}: {space}; {max(0, trials - _over(study))} of {trials} trials to go")
-        jobs = choose_jobs(jobs, base.trainer.threads, accelerator, max(1, trials - _over(study)))
-        search = _Search(client, study, space, base, dataset, parent, accelerator, console)
+        search = _Search(client, study, space, base, dataset, parent, pool, console)
         try:
-            search.run(trials, jobs)
+            search.run(trials)
         except KeyboardInterrupt:
             tracking.mark(client, parent.info.run_id, "KILLED")
             console.print(f"interrupted with {_over(study)} trials over; the same command continues where it stopped")
@@ -91,18 +89,19 @@ class _Search:
         base: Config,
         dataset: Dataset,
         parent: Run,
-        accelerator: str,
+        pool: Pool,
         console: Console,
     ) -> None:
         self.client, self.study, self.space, self.base, self.dataset = client, study, space, base, dataset
-        self.parent, self.accelerator, self.console = parent, accelerator, console
+        self.parent, self.pool, self.console = parent, pool, console
         self.ranges = {key: _distribution(found) for key, found in space.ranges.items()}
         # of a study that goes on, not the samples that it began with
         self.study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))
 
-    def run(self, trials: int, jobs: int) -> None:
+    def run(self, trials: int) -> None:
         """Go on until `trials` trials are over. The trial of a worker that dies goes on in a new one."""
-        deaths = 0
+        deaths, needs = 0, (self.base.trainer.threads, trials - _over(self.study))
+        jobs = self.pool.at_once(*needs)
         with Progress(self.client, self.console, {self.parent: epoch_costs(self.base)}, jobs) as progress:
 
             def show() -> None:
@@ -113,33 +112,33 @@ class _Search:
             while (before := _over(self.study)) < trials and deaths < DEATHS:
                 tracking.mark(self.client, self.parent.info.run_id, "RUNNING")
                 try:
-                    self._train_in_workers(trials, jobs, show)
+                    with self.pool.open(*needs) as submit:
+                        self._train_in_workers(trials, jobs, submit, show)
                 except BrokenProcessPool:
                     self.console.print("a worker process died; its trial goes on in a new one")
-                    end_dead_runs(self.client, self.parent.info.experiment_id)
+                    end_dead_runs(self.client, self.parent.info.experiment_id, self.pool.tags)
                     deaths = deaths + 1 if _over(self.study) == before else 1
 
-    def _train_in_workers(self, trials: int, jobs: int, show: Callable[[], None]) -> None:
+    def _train_in_workers(self, trials: int, jobs: int, submit: Submit, show: Callable[[], None]) -> None:
         unfinished = [trial for trial in self.study.trials if not trial.state.is_finished()]
         pending: dict[Future, FrozenTrial] = {}
-        with open_pool(jobs, self.accelerator) as submit:
-            while True:
-                while len(pending) < jobs and (unfinished or len(self.study.trials) < trials):
-                    trial = unfinished.pop(0) if unfinished else self._ask()
-                    pending[submit(train_trial, *self._call(trial))] = trial
-                if not pending:
-                    return
-                for future in wait(pending, POLL_SECONDS, FIRST_COMPLETED).done:
-                    self._tell(pending.pop(future), future)
-                show()
+        while True:
+            while len(pending) < jobs and (unfinished or len(self.study.trials) < trials):
+                trial = unfinished.pop(0) if unfinished else self._ask()
+                pending[submit(train_trial, *self._call(trial))] = trial
+            if not pending:
+                return
+            for future in wait(pending, POLL_SECONDS, FIRST_COMPLETED).done:
+                self._tell(pending.pop(future), future)
+            show()
 
     def _ask(self) -> FrozenTrial:
         number = self.study.ask(self.ranges).number
         return self.study.trials[number]
 
     def _call(self, trial: FrozenTrial) -> tuple[object, ...]:
-        config = resolve_config(self.space.config(settings_of(trial)), self.dataset, self.accelerator)
-        tags = run_tags(self.space.name, config, self.dataset, self.accelerator)
+        config = resolve_config(self.space.config(settings_of(trial)), self.dataset, self.pool.precision)
+        tags = run_tags(self.space.name, config, self.dataset, self.pool.tags)
         tags |= {"kind": "trial", "trial": str(trial.number), "seed": "0", "study": self.study.study_name}
         return self.parent, config, tags, self.dataset.folder
 

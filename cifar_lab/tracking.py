@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from mlflow.entities import Dataset as DatasetEntity
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run
@@ -15,13 +16,14 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.tracking import MlflowClient
 
 from cifar_lab import runs
-from cifar_lab.config import Config
+from cifar_lab.config import Config, UserError
 from cifar_lab.datasets import Dataset
 from cifar_lab.heatmaps import confusion_plot
 from cifar_lab.store import checkpoint_of, explain, impatient
-from cifar_lab.train import Epoch
+from cifar_lab.train import Epoch, load_checkpoint
 
 ERROR = "error.txt"  # artifact with the traceback of a failed run
+UNFINISHED = "unfinished"  # artifacts of a run on a cluster: its last two checkpoints
 
 
 def open_parent(
@@ -72,6 +74,27 @@ def create_run(client: MlflowClient, experiment_id: str, name: str, tags: Mappin
     return run
 
 
+def fetch_checkpoint(client: MlflowClient, run_id: str) -> None:
+    """Let the last checkpoint that a run on a cluster left with the server be here, unless this node has its own."""
+    checkpoint = checkpoint_of(run_id)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    if checkpoint.exists():
+        return
+    found = {}
+    for file in client.list_artifacts(run_id, UNFINISHED):
+        path = Path(client.download_artifacts(run_id, file.path, str(checkpoint.parent)))
+        with suppress(UserError):  # its node died while it sent it
+            found[load_checkpoint(path)["epoch"]] = path
+    if found:
+        found[max(found)].replace(checkpoint)
+
+
+def drop_checkpoints(client: MlflowClient, run_id: str) -> None:
+    """Remove what a run on a cluster left with the server to be continued from, where its artifact store can."""
+    with suppress(MlflowException, NotImplementedError):
+        get_artifact_repository(client.get_run(run_id).info.artifact_uri).delete_artifacts(UNFINISHED)
+
+
 @contextmanager
 def continued_run(client: MlflowClient, run: Run, config: Config, dataset: Dataset) -> Iterator[str]:
     """A run that starts or goes on; ends FINISHED, or KILLED by a signal, or FAILED with the reason in tag `error`."""
@@ -115,12 +138,13 @@ class EpochUploads:
     """Logs completed epochs from a thread of its own, so that training never waits for the tracking server.
 
     Metrics of an epoch go in one call, so that they are there all or not at all, and epochs that the run has already
-    are left out; then the heatmap of its validation images. Leaving the context waits for the rest, and raises
-    MlflowException if the server stays away for longer than MLflow's own retries last.
+    are left out; then the heatmap of its validation images; then `checkpoint`, if given, to continue elsewhere from.
+    Leaving the context waits for the rest, and raises MlflowException if the server stays away for longer than MLflow's
+    own retries last.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str, dataset: Dataset) -> None:
-        self.client, self.run_id, self.dataset = client, run_id, dataset
+    def __init__(self, client: MlflowClient, run_id: str, dataset: Dataset, checkpoint: Path | None = None) -> None:
+        self.client, self.run_id, self.dataset, self.checkpoint = client, run_id, dataset, checkpoint
         self.epochs: Sequence[Epoch] = ()
 
     def __enter__(self) -> "EpochUploads":
@@ -163,6 +187,14 @@ class EpochUploads:
                     self._find_drawn()  # one of its two files may be there
                     raise
                 self.drawn.add(epoch.number)
+        if self.checkpoint and epochs is self.epochs:  # of those that wait here, the last one will do
+            self._keep(self.checkpoint, len(epochs))
+
+    def _keep(self, checkpoint: Path, epochs: int) -> None:
+        copy = checkpoint.with_name(f"{epochs % 2}.ckpt")  # two in turn: one is whole if this node dies meanwhile
+        copy.unlink(missing_ok=True)
+        copy.hardlink_to(checkpoint)
+        self.client.log_artifact(self.run_id, str(copy), UNFINISHED)
 
 
 def mark(client: MlflowClient, run_id: str, status: str) -> None:

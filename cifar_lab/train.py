@@ -23,7 +23,6 @@ from cifar_lab.classifier import Classifier
 from cifar_lab.config import Config, UserError
 from cifar_lab.datamodule import CIFAR10DataModule, batch_sizes, derive_seed
 from cifar_lab.datasets import Dataset
-from cifar_lab.machine import has_fast_bf16
 from cifar_lab.models import make_model
 from cifar_lab.sources import staged
 
@@ -174,18 +173,17 @@ def weights_digest(model: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def resolve_config(config: Config, dataset: Dataset, accelerator: str) -> Config:
+def resolve_config(config: Config, dataset: Dataset, fast: str) -> Config:
     """`config` with what depends on the images or the device made explicit: classes, validation size, precision.
 
-    `dataset` is that of the chosen classes (see datasets.select).
+    `dataset` is that of the chosen classes (see datasets.select), `fast` the device's fast precision (see machine).
     """
     data = config.data
     if data.classes:
         data = data.model_copy(update={"classes": dataset.classes})
     if data.val_size is None:
         data = data.model_copy(update={"val_size": len(dataset.labels["train"]) // 10})
-    precision = config.trainer.precision
-    if precision == "auto":
-        precision = "bf16" if has_fast_bf16(accelerator) else "fp32"
-    trainer = config.trainer.model_copy(update={"precision": precision})
+    trainer = config.trainer
+    if trainer.precision == "auto":
+        trainer = trainer.model_copy(update={"precision": fast})
     return config.model_copy(update={"data": data, "trainer": trainer})

@@ -17,6 +17,7 @@ from pytorch_lightning import Callback
 from cifar_lab import results, runs, store, tracking
 from cifar_lab.config import Config, UserError
 from cifar_lab.datasets import Dataset, open_dataset, select
+from cifar_lab.provenance import machine_tags
 from cifar_lab.train import Epoch, train
 
 CLAIM_SECONDS = 1.0
@@ -62,17 +63,22 @@ def working(tags: Mapping[str, str]) -> Iterator[MlflowClient]:
             os._exit(SIGTERM_CODE)  # returning would let the pool hand this process the next run
 
 
-def train_one(parent: Run, config: Config, tags: Mapping[str, str], dataset_folder: Path) -> bool:
+def train_one(parent: Run, config: Config, tags: Mapping[str, str], dataset: Path | Dataset) -> bool:
     """Train and track the run with these tags under `parent`, or what is left of it; the body of a worker process.
 
+    On a cluster the tags of the machine are replaced by those of this node. dataset: itself, or its cache folder.
     False if another process is training it. Raises UserError, which says in one line what went wrong.
     """
+    if "cluster" in tags:
+        tags = {**tags, **machine_tags(tags["accelerator"])}
     try:
         with working(tags) as client:
             before = runs.children(client, parent, f"tags.seed = '{tags['seed']}'")
             if all(run.info.status != "FINISHED" for run in before):
                 run = run_to_train(client, parent, before, tags, f"{parent.info.run_name}-seed{tags['seed']}")
-                dataset = select(open_dataset(dataset_folder), config.data)
+                if isinstance(dataset, Path):
+                    dataset = open_dataset(dataset)
+                dataset = select(dataset, config.data)
                 train_tracked(client, run, config, dataset, tags["accelerator"], callbacks=[Stop()])
         return True
     except Timeout:
@@ -81,9 +87,11 @@ def train_one(parent: Run, config: Config, tags: Mapping[str, str], dataset_fold
 
 def run_to_train(client: MlflowClient, parent: Run, before: Sequence[Run], tags: Mapping[str, str], name: str) -> Run:
     """The unfinished one of the runs `before` that can go on, or a new one; checkpoints of the others are of no use."""
-    ours = [run for run in before if runs.is_ours(run)]
+    ours = [run for run in before if runs.is_ours(run, tags)]
     for run in reversed(ours):
         if runs.can_continue(run, tags):
+            if "cluster" in tags:
+                tracking.fetch_checkpoint(client, run.info.run_id)
             return run
     for run in ours:
         shutil.rmtree(store.checkpoint_of(run.info.run_id).parent, ignore_errors=True)
@@ -108,9 +116,12 @@ def train_tracked(
 
     checkpoint, seed = store.checkpoint_of(run.info.run_id), int(run.data.tags["seed"])
     with tracking.continued_run(client, run, config, dataset) as run_id:
-        with tracking.EpochUploads(client, run_id, dataset) as uploads:
+        keep = checkpoint if "cluster" in run.data.tags else None
+        with tracking.EpochUploads(client, run_id, dataset, keep) as uploads:
             result = train(config, seed, dataset, checkpoint, accelerator, report_both, callbacks)
         results.log_result(client, run_id, result, dataset, checkpoint)
+        if keep:
+            tracking.drop_checkpoints(client, run_id)
     shutil.rmtree(checkpoint.parent, ignore_errors=True)
 
 

@@ -13,7 +13,7 @@ from cifar_lab.train import resolve_config, train, weights_digest
 @pytest.mark.parametrize("name", ["linear", "cnn"])
 def test_the_bare_loop_trains_the_same_network_as_ours(workplace, tmp_path, name):
     dataset = load_dataset("digits")[0]
-    config = resolve_config(load_config(str(EXPERIMENTS / f"{name}.toml"), ["trainer.epochs=2"]), dataset, "cpu")
+    config = resolve_config(load_config(str(EXPERIMENTS / f"{name}.toml"), ["trainer.epochs=2"]), dataset, "fp32")
     model, seconds = train_bare(config, dataset)
     assert weights_digest(model) == train(config, 0, dataset, tmp_path / "run", "cpu").weights_digest
     assert seconds > 0

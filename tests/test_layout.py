@@ -40,6 +40,7 @@ ORDER = [
     "champion",
     "worker",
     "pool",
+    "cluster",
     "progress",
     "trial",
     "repeat",

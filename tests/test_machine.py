@@ -3,7 +3,7 @@ import torch
 
 from cifar_lab import machine
 from cifar_lab.config import UsageError
-from cifar_lab.machine import has_fast_bf16, processor, resolve_accelerator
+from cifar_lab.machine import fast_precision, processor, resolve_accelerator
 
 
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")
@@ -26,8 +26,8 @@ def test_precision_depends_on_what_the_cpu_is(monkeypatch, name, bf16, amx, fast
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(machine, "processor", lambda: name)
-    assert has_fast_bf16("cpu") == fast
-    assert not has_fast_bf16("mps")
+    assert fast_precision("cpu") == ("bf16" if fast else "fp32")
+    assert fast_precision("mps") == "fp32"
 
 
 def test_the_processor_has_a_name():

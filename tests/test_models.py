@@ -66,7 +66,7 @@ def test_whitening_sees_images_of_all_classes_where_they_are_ordered_by_class(wo
     images = (
         np.random.default_rng(0).integers(0, 25, (7000, 32, 32, 3), dtype=np.uint8) + 25 * labels[:, None, None, None]
     )
-    config = resolve_config(load_config(str(EXPERIMENTS / "cnn.toml"), ["data.val_size=0"]), digits, "cpu")
+    config = resolve_config(load_config(str(EXPERIMENTS / "cnn.toml"), ["data.val_size=0"]), digits, "fp32")
     dataset = replace(digits, images={"train": images}, labels={"train": labels})
     model = make_model(config, dataset)
     expected = whitening_filters(model.normalise(torch.from_numpy(images)).permute(0, 3, 1, 2))
@@ -75,7 +75,7 @@ def test_whitening_sees_images_of_all_classes_where_they_are_ordered_by_class(wo
 
 def test_whitening_sees_training_images_only(workplace):
     dataset = load_dataset("digits")[0]
-    config = resolve_config(load_config(str(EXPERIMENTS / "cnn.toml")), dataset, "cpu")
+    config = resolve_config(load_config(str(EXPERIMENTS / "cnn.toml")), dataset, "fp32")
     train, val = split_train(dataset.labels["train"], config.data)
     first = make_model(config, dataset).whitening
     dataset.images["train"][val] = 255  # a copy in memory

@@ -1,0 +1,133 @@
+"""Runs on the nodes of a Ray cluster, which places them, brings the images to a node once, and restarts what dies."""
+
+import logging
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import Timeout
+
+import cifar_lab
+from cifar_lab import store
+from cifar_lab.config import UsageError, UserError
+from cifar_lab.datasets import open_dataset
+from cifar_lab.machine import fast_precision
+from cifar_lab.pool import STOP_SECONDS, Submit
+from cifar_lab.provenance import machine_tags
+
+RETRIES = 5  # of a run whose process or node dies
+
+
+class Cluster:
+    """The Ray cluster at `address`: a run takes its threads as CPUs, and `gpus` GPUs, which may be a fraction of one.
+
+    `accelerator`, `tags` and `precision` are those of one of the nodes (see Pool); a run gets those of its own node.
+    The connection lasts as long as this process. Raises UsageError without a tracking server or Ray, UserError if the
+    cluster does not answer, can't run this package, or serves this folder already.
+    """
+
+    def __init__(self, address: str, gpus: float) -> None:
+        if store.is_local():
+            raise UsageError("--cluster: set MLFLOW_TRACKING_URI to a server that all nodes reach (docs/server.md)")
+        try:
+            import ray
+        except ModuleNotFoundError:
+            raise UsageError("--cluster needs Ray, which make experiment CLUSTER=<address> installs") from None
+        try:
+            self.lock = store.claim_cluster().acquire(timeout=0)
+        except Timeout:
+            raise UserError("an experiment of this folder is running on a cluster; wait for it, or stop it") from None
+        self.ray, self.gpus, self.accelerator = ray, gpus, "cuda" if gpus else "cpu"
+        self._connect(address)
+        with self.open(1, 1) as submit:
+            try:
+                self.tags, self.precision = submit(_describe, self.accelerator).result()
+            except Exception as error:
+                raise UserError(f"the nodes of {address} can't run cifar_lab: {_first_line(error)}") from None
+        self.tags["cluster"] = store.cluster_id()
+
+    def _connect(self, address: str) -> None:
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            self.ray.init(
+                address,
+                runtime_env={
+                    "py_modules": [str(Path(cifar_lab.__file__).parent)],
+                    "env_vars": {k: v for k, v in os.environ.items() if k.startswith("MLFLOW_")},
+                },
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+        except Exception as error:  # ConnectionError, RuntimeError, ValueError: each release has its own
+            raise UserError(f"no Ray cluster at {address}: {_first_line(error)}") from None
+        finally:
+            signal.signal(signal.SIGTERM, handler)  # Ray has its own, which exits
+
+    def at_once(self, threads: int, count: int) -> int:
+        """How many of `count` runs of so many threads the nodes hold at once."""
+        held = 0
+        for node in self.ray.nodes():
+            if node["Alive"]:
+                fits = [node["Resources"].get("CPU", 0) // threads]
+                if self.gpus:
+                    fits.append(node["Resources"].get("GPU", 0) // self.gpus)
+                held += int(min(fits))
+        return max(1, min(held, count))
+
+    @contextmanager
+    def open(self, threads: int, count: int) -> Iterator[Submit]:
+        """Gives the function that submits a call to a node; an exception ends what was submitted.
+
+        An argument that is the folder of a data set arrives as the data set, from the node's shared memory.
+        """
+        options = {"num_cpus": threads, "num_gpus": self.gpus, "max_retries": RETRIES}
+        task, datasets, submitted = self.ray.remote(**options)(_call), {}, []
+
+        def submit(call: Callable, *arguments: Any) -> Future:
+            for folder in arguments:
+                if isinstance(folder, Path) and folder not in datasets:
+                    datasets[folder] = self.ray.put(open_dataset(folder))
+            sent = [datasets[a] if isinstance(a, Path) else a for a in arguments]
+            submitted.append(task.remote(call, *sent))
+            answer = Future()
+
+            def settle(done: Future) -> None:
+                error = done.exception()
+                if error is None:
+                    answer.set_result(done.result())
+                else:
+                    answer.set_exception(getattr(error, "cause", None) or UserError(_first_line(error)))
+
+            submitted[-1].future().add_done_callback(settle)
+            return answer
+
+        try:
+            yield submit
+        except BaseException:
+            for reference in submitted:
+                self.ray.cancel(reference, force=True)
+            self.ray.wait(submitted, num_returns=len(submitted), timeout=STOP_SECONDS)
+            raise
+
+
+def _call(call: Callable, *arguments: Any) -> Any:
+    """The body of a task: `call` in a folder of this node's own."""
+    import ray
+
+    folder = Path(tempfile.gettempdir()) / f"cifar-lab-{ray.get_runtime_context().get_node_id()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    os.chdir(folder)
+    return call(*arguments)
+
+
+def _describe(accelerator: str) -> tuple[dict[str, str], str]:
+    return machine_tags(accelerator), fast_precision(accelerator)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
