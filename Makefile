@@ -18,7 +18,7 @@ READY := .venv/ready
 endif
 
 ifdef CLUSTER
-READY += $(BIN)cluster-ready
+READY += .venv/ray
 endif
 
 .DEFAULT_GOAL := help
@@ -27,7 +27,7 @@ LAB := $(BIN)python -m cifar_lab
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
-	@echo 'variables: EXPERIMENTS="linear cnn" SEEDS=8|3,5 EPOCHS= DATA=auto|cifar10|cifar100|digits ACCELERATOR=auto|cpu|gpu JOBS=auto PORT=<port> HOST=<address>'
+	@echo 'variables: EXPERIMENTS="linear cnn" SEEDS=8|3,5 EPOCHS= DATA=auto|cifar10|cifar100|digits ACCELERATOR=auto|cpu|gpu JOBS=auto CLUSTER=<address> GPUS= PORT=<port> HOST=<address>'
 	@echo '           RUN=<run id> TOLERANCE=0 METRIC=test/acc FIGURE=<file> IMAGES=<files> MODEL=<run id>|models:/...'
 	@echo '           SPACE="section.key=low..high[:log] ..." TRIALS=20'
 
@@ -39,15 +39,21 @@ help:  ## list the targets
 	.venv/bin/uv pip install --python .venv/bin/python --no-deps --editable .
 	@touch $@
 
+.venv/ray: .venv/ready
+	$(BIN)uv pip install --python $(BIN)python --constraint requirements.lock --editable '.[cluster]'
+	@touch $@
+
 setup: $(READY)  ## make .venv from requirements.lock; again only when that changes
 
 COMMON = $(if $(EPOCHS),--epochs $(EPOCHS)) --data $(DATA) --accelerator $(ACCELERATOR) --jobs $(JOBS)
 
+PLACE = $(if $(CLUSTER),--cluster $(CLUSTER)) $(if $(GPUS),--gpus $(GPUS))
+
 experiment: $(READY)  ## train EXPERIMENTS with SEEDS, track everything, name the best run
-	$(LAB) experiment $(EXPERIMENTS) --seeds $(SEEDS) $(COMMON)
+	$(LAB) experiment $(EXPERIMENTS) --seeds $(SEEDS) $(COMMON) $(PLACE)
 
 pairs: $(READY)  ## train EXPERIMENTS also with a classifier for each pair of classes, say which is better
-	$(LAB) pairs $(EXPERIMENTS) --seeds $(SEEDS) $(COMMON)
+	$(LAB) pairs $(EXPERIMENTS) --seeds $(SEEDS) $(COMMON) $(PLACE)
 
 sweep: $(READY)  ## search SPACE for better settings of EXPERIMENTS (one) in TRIALS trials
 	$(LAB) sweep $(EXPERIMENTS) --trials $(TRIALS) $(foreach range,$(or $(SPACE),$(error give SPACE="optim.learning_rate=0.05..0.5:log ...")),--set $(range)) $(COMMON)
@@ -96,4 +102,4 @@ audit: $(READY)  ## look the locked packages up among known vulnerabilities (nee
 	$(BIN)uv tool run pip-audit --strict --no-deps --disable-pip --requirement requirements.lock
 
 lock: $(READY)  ## resolve pyproject.toml anew into requirements.lock
-	$(BIN)uv pip compile --universal --python-version 3.11 --all-extras --no-annotate --no-header --upgrade pyproject.toml --output-file requirements.lock
+	$(BIN)uv pip compile --universal --python-version 3.11 --extra dev --extra server --no-annotate --no-header --upgrade pyproject.toml --output-file requirements.lock

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 import uuid
 from dataclasses import dataclass
 from multiprocessing import forkserver
@@ -156,10 +157,44 @@ def recorded(client):
     return found
 
 
+def statuses_of(client):
+    """Of the runs on digits."""
+    experiment = client.get_experiment_by_name("digits")
+    found = client.search_runs([experiment.experiment_id], "tags.kind = 'run'") if experiment else []
+    return [run.info.status for run in found]
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def start_server(folder):
+    """A tracking server in `folder`; its process and address."""
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+            return process, f"http://127.0.0.1:{port}"
+        except OSError:
+            assert process.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+
+
+@pytest.fixture
+def empty_server(tmp_path_factory):
+    """Address of a tracking server that nobody has used."""
+    process, address = start_server(tmp_path_factory.mktemp("server"))
+    yield address
+    process.terminate()
+    process.wait(30)
 
 
 def processes_in(folder):

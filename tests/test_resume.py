@@ -6,11 +6,10 @@ import random
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
-import urllib.request
 from threading import Thread
+from urllib.parse import urlsplit
 
 import pytest
 from conftest import WARM, Driver, experiment_arguments, free_port, processes_in, recorded
@@ -202,30 +201,8 @@ class Line:
         self.open = []
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """Port of a tracking server."""
-    folder, port = tmp_path_factory.mktemp("server"), free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
-            break
-        except OSError:
-            assert process.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
-    yield port
-    process.terminate()
-    process.wait(30)
-
-
-def test_an_absent_server_costs_nothing_if_it_returns_and_one_line_if_not(undisturbed, unused, server):
-    line, direct = Line(server), MlflowClient(f"http://127.0.0.1:{server}")
+def test_an_absent_server_costs_nothing_if_it_returns_and_one_line_if_not(undisturbed, unused, empty_server):
+    line, direct = Line(urlsplit(empty_server).port), MlflowClient(empty_server)
     address = f"http://127.0.0.1:{line.port}"
     settings = {"MLFLOW_TRACKING_URI": address, "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1"}
 
