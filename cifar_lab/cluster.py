@@ -2,7 +2,9 @@
 
 import logging
 import os
+import re
 import signal
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -20,6 +22,7 @@ from cifar_lab.machine import fast_precision
 from cifar_lab.pool import STOP_SECONDS, Submit
 from cifar_lab.provenance import machine_tags
 
+CONNECT_SECONDS = 10.0
 RETRIES = 5  # of a run whose process or node dies
 
 
@@ -54,6 +57,8 @@ class Cluster:
     def _connect(self, address: str) -> None:
         handler = signal.getsignal(signal.SIGTERM)
         try:
+            if where := re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", address):  # Ray itself would try for minutes
+                socket.create_connection((where[1], int(where[2])), CONNECT_SECONDS).close()
             self.ray.init(
                 address,
                 runtime_env={
@@ -63,7 +68,7 @@ class Cluster:
                 logging_level=logging.ERROR,
                 log_to_driver=False,
             )
-        except Exception as error:  # ConnectionError, RuntimeError, ValueError: each release has its own
+        except Exception as error:  # OSError, RuntimeError, ValueError: each release has its own
             raise UserError(f"no Ray cluster at {address}: {_first_line(error)}") from None
         finally:
             signal.signal(signal.SIGTERM, handler)  # Ray has its own, which exits
