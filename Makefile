@@ -14,11 +14,7 @@ BIN :=
 READY :=
 else
 BIN := .venv/bin/
-READY := .venv/ready
-endif
-
-ifdef CLUSTER
-READY += .venv/ray
+READY := .venv/ready $(if $(CLUSTER),.venv/ray)
 endif
 
 .DEFAULT_GOAL := help
@@ -40,7 +36,7 @@ help:  ## list the targets
 	@touch $@
 
 .venv/ray: .venv/ready
-	$(BIN)uv pip install --python $(BIN)python --constraint requirements.lock --editable '.[cluster]'
+	.venv/bin/uv pip install --python .venv/bin/python --constraint requirements.lock --editable '.[cluster]'
 	@touch $@
 
 setup: $(READY)  ## make .venv from requirements.lock; again only when that changes

@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from rich.console import Console
@@ -28,6 +29,7 @@ class Progress:
         self.started = time.time()
         self.shown: dict[str, int] = {}  # epochs, by run id
         self.pace: dict[str, float] = {}  # seconds per unit of cost, by parent's name
+        self.read: dict[str, tuple[dict, list[np.ndarray]]] = {}  # last values and histories, by run id
         self.live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> "Progress":
@@ -47,14 +49,13 @@ class Progress:
             name, epochs = parent.info.run_name, len(costs)
             left += pending[name] * sum(costs) * self.pace.get(name, float("nan")) if pending[name] else 0
             for run in runs.children(self.client, parent, "attributes.status = 'RUNNING'"):
-                seconds = runs.history(self.client, run.info.run_id, "epoch_seconds")
+                seconds, *histories = self._histories(run)
                 epoch = len(seconds)
                 if epoch == 0:
                     table.add_row(run.info.run_name, f"0/{epochs}", "-", "-", "-")
                     continue
                 self.pace[name] = seconds.sum() / sum(costs[:epoch])
                 left -= seconds.sum()
-                histories = [runs.history(self.client, run.info.run_id, metric) for metric in COLUMNS[2:4]]
                 accuracies = [f"{values[epoch - 1]:.4f}" if len(values) else "-" for values in histories]
                 row = (run.info.run_name, f"{epoch}/{epochs}", *accuracies, clock(sum(costs[epoch:]) * self.pace[name]))
                 table.add_row(*row)
@@ -66,6 +67,15 @@ class Progress:
             done = f"{total - pending.total()} of {total} runs done"
             table.caption = f"{done}, {clock(time.time() - self.started)} passed, {clock(left / self.jobs)} left"
             self.live.update(table)
+
+    def _histories(self, run: Run) -> list[np.ndarray]:
+        """Of epoch_seconds and both accuracies; read again only when there is news, for many runs share a server."""
+        last, histories = self.read.get(run.info.run_id, (None, []))
+        if run.data.metrics != last:
+            metrics = ("epoch_seconds", *COLUMNS[2:4])
+            histories = [runs.history(self.client, run.info.run_id, metric) for metric in metrics]
+            self.read[run.info.run_id] = run.data.metrics, histories
+        return histories
 
 
 def clock(seconds: float) -> str:

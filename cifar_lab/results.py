@@ -19,6 +19,7 @@ from cifar_lab.train import Result
 
 BATCH = 1000  # points that MLflow takes in one call
 PAIRS = "pairs/test.csv"
+SHOWN = 100  # seeds in the description of a parent run, which MLflow cuts at 8,000 characters
 CONFUSED = 20  # pairs of classes in a table
 
 
@@ -143,15 +144,16 @@ def log_repeats(
 
 
 def results_table(metrics: Mapping[str, Mapping[int, float]], summaries: Mapping[str, Summary]) -> str:
-    """Markdown: a row per seed, then mean, sample standard deviation and 95 % interval."""
+    """Markdown: mean, sample standard deviation and 95 % interval, then a row per seed, of many the first."""
     names = list(metrics)
     rows = ["| seed | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
-    for seed in sorted(metrics[names[0]]):
-        rows.append(f"| {seed} | " + " | ".join(f"{metrics[name][seed]:.4f}" for name in names) + " |")
     for label, text in (
         ("mean", lambda s: f"{s.mean:.4f}"),
         ("std", lambda s: f"{s.std:.4f}"),
         ("95 % interval", lambda s: f"{s.ci_low:.4f} to {s.ci_high:.4f}"),
     ):
         rows.append(f"| **{label}** | " + " | ".join(text(summaries[name]) for name in names) + " |")
-    return "\n".join(rows)
+    seeds = sorted(metrics[names[0]])
+    for seed in seeds[:SHOWN]:
+        rows.append(f"| {seed} | " + " | ".join(f"{metrics[name][seed]:.4f}" for name in names) + " |")
+    return "\n".join([*rows, *([f"\nand {len(seeds) - SHOWN} seeds more"] if len(seeds) > SHOWN else [])])

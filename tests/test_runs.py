@@ -10,8 +10,10 @@ from rich.console import Console
 
 from cifar_lab import runs, store
 from cifar_lab.champion import crown
+from cifar_lab.comparison import summarise
 from cifar_lab.config import UserError
 from cifar_lab.progress import Progress, clock
+from cifar_lab.results import results_table
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +96,17 @@ def test_of_a_seed_that_finished_twice_the_first_run_counts(client, experiment_i
     other = add_run(client, experiment_id, metrics(0.2), seed="0", started=3, **under)
     add_run(client, experiment_id, metrics(0.2), "FAILED", seed="2", **under)
     assert [run.info.run_id for run in runs.finished_runs(client, parent)] == [other, first]
+
+
+def test_the_table_of_many_seeds_has_the_statistics_first_and_fits(client, experiment_id):
+    values = {name: {seed: seed / 1000 for seed in range(500)} for name in ("val/acc", "val/loss", "test/acc")}
+    summaries = {name: summarise(list(of.values())) for name, of in values.items()}
+    table = results_table(values, summaries)
+    lines = table.splitlines()
+    assert lines[2] == "| **mean** | 0.2495 | 0.2495 | 0.2495 |"
+    assert lines[5] == "| 0 | 0.0000 | 0.0000 | 0.0000 |"
+    assert lines[-1] == "and 400 seeds more"
+    assert len(table) < 8000
 
 
 def test_a_second_process_finds_the_experiment_and_a_deleted_one_is_named(client, experiment_id, request):
