@@ -74,7 +74,7 @@ class Cluster:
             signal.signal(signal.SIGTERM, handler)  # Ray has its own, which exits
 
     def at_once(self, threads: int, count: int) -> int:
-        """How many of `count` runs of so many threads the nodes hold at once."""
+        """How many of `count` runs of so many threads the nodes hold at once. Raises UserError if none."""
         held = 0
         for node in self.ray.nodes():
             if node["Alive"]:
@@ -82,7 +82,9 @@ class Cluster:
                 if self.gpus:
                     fits.append(node["Resources"].get("GPU", 0) // self.gpus)
                 held += int(min(fits))
-        return max(1, min(held, count))
+        if not held:
+            raise UserError(f"no node of the cluster has what a run needs: CPUs {threads}, GPUs {self.gpus:g}")
+        return min(held, count)
 
     @contextmanager
     def open(self, threads: int, count: int) -> Iterator[Submit]:
@@ -90,6 +92,7 @@ class Cluster:
 
         An argument that is the folder of a data set arrives as the data set, from the node's shared memory.
         """
+        self.at_once(threads, count)  # or Ray would wait for such a node
         options = {"num_cpus": threads, "num_gpus": self.gpus, "max_retries": RETRIES}
         task, datasets, submitted = self.ray.remote(**options)(_call), {}, []
 

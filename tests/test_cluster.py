@@ -103,7 +103,8 @@ def test_an_interrupted_experiment_is_cancelled_then_continues_and_what_fails_is
     assert "Traceback" not in driver.output()
 
 
-def test_mistakes_are_told_in_a_line(unused):
+def test_mistakes_are_told_in_a_line(nodes, unused):
+    server = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}  # not asked before the cluster
     for arguments, settings, told in [
         (["--cluster", "auto"], {}, "--cluster: set MLFLOW_TRACKING_URI to a server that all nodes reach"),
         (["--gpus", "1"], {}, "--gpus is what a run takes of a --cluster"),
