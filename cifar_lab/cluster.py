@@ -52,7 +52,7 @@ class Cluster:
                 self.tags, self.precision = submit(_describe, self.accelerator).result()
             except Exception as error:
                 raise UserError(f"the nodes of {address} can't run cifar_lab: {_first_line(error)}") from None
-        self.tags["cluster"] = store.cluster_id()
+        self.tags["cluster"] = "Ray"
 
     def _connect(self, address: str) -> None:
         handler = signal.getsignal(signal.SIGTERM)

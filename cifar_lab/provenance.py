@@ -10,6 +10,7 @@ import mlflow
 import pytorch_lightning
 import torch
 
+from cifar_lab import store
 from cifar_lab.config import Config
 from cifar_lab.datamodule import split_digest
 from cifar_lab.datasets import Dataset
@@ -33,7 +34,7 @@ def machine_tags(accelerator: str) -> dict[str, str]:
 
 
 def run_tags(name: str, config: Config, dataset: Dataset, machine: Mapping[str, str]) -> dict[str, str]:
-    """Tags of every run, parents too: what was run, on which data, on which machine (see machine_tags)."""
+    """Tags of every run, parents too: what was run, on which data, from which folder and machine (see machine_tags)."""
     lock = REPOSITORY / "requirements.lock"
     return {
         "experiment": name,
@@ -44,6 +45,7 @@ def run_tags(name: str, config: Config, dataset: Dataset, machine: Mapping[str, 
         "git_dirty": str(bool(_git("status", "--porcelain"))).lower(),
         "mlflow.source.git.commit": _git("rev-parse", "HEAD") or "none",
         "mlflow.source.name": f"cifar_lab experiment {name}",
+        "folder": store.folder_id(),
         **machine,
     }
 

@@ -83,6 +83,13 @@ def children(client: MlflowClient, parent: Run, *conditions: str) -> list[Run]:
     return list(_search(client, parent.info.experiment_id, condition, ["attributes.start_time ASC"]))
 
 
+def twins(client: MlflowClient, run: Run) -> list[Run]:
+    """What else the call that created `run` has created: nothing else has its start, folder and name."""
+    same = f"attributes.start_time = {run.info.start_time} and tags.folder = '{run.data.tags['folder']}'"
+    found = _search(client, run.info.experiment_id, same)
+    return [twin for twin in found if twin.info.run_name == run.info.run_name and twin.info.run_id != run.info.run_id]
+
+
 def finished_runs(client: MlflowClient, parent: Run) -> list[Run]:
     """The finished runs under `parent`, by seed; of several of one seed the first."""
     by_seed: dict[int, Run] = {}
@@ -104,13 +111,11 @@ def can_continue(run: Run, tags: Mapping[str, str]) -> bool:
 
 
 def is_ours(run: Run, tags: Mapping[str, str]) -> bool:
-    """Whether nobody else can be training `run`: it is this folder's, or in a database of this machine.
+    """Whether nobody else can be training `run`: it is in a database of this machine, or of the folder in `tags`.
 
-    tags: of the runs that are trained now; on a cluster they are those of the same folder on a cluster.
+    The runs that a folder has on a cluster are apart from its others.
     """
-    if "cluster" in tags:
-        return run.data.tags.get("cluster") == tags["cluster"]
-    return store.is_local() or store.checkpoint_of(run.info.run_id).parent.exists()
+    return store.is_local() or all(run.data.tags.get(tag) == tags.get(tag) for tag in ("folder", "cluster"))
 
 
 def running_runs(client: MlflowClient, experiment_id: str) -> list[Run]:

@@ -176,12 +176,12 @@ def claim_cluster() -> FileLock:
     return _lock("cluster")
 
 
-def cluster_id() -> str:
-    """What marks the runs that this folder has trained on a cluster, so that it knows them again."""
-    file = home() / CHECKPOINTS / "cluster_id"
-    if not file.exists():
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(uuid.uuid4().hex)
+def folder_id() -> str:
+    """What marks this folder's runs, so that it knows them again on a server that others use too."""
+    file = home() / CHECKPOINTS / "folder_id"
+    with _lock("folder"):
+        if not file.exists():
+            file.write_text(uuid.uuid4().hex)
     return file.read_text()
 
 

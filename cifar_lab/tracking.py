@@ -32,7 +32,7 @@ def open_parent(
     """The run that holds the statistics over the seeds of a config; a new one if the config never ran."""
     run = runs.find_parent(client, experiment_id, tags["config_hash"])
     if run is None:
-        run = client.create_run(experiment_id, run_name=name, tags={**tags, "kind": "repeats"})
+        run = create_run(client, experiment_id, name, {**tags, "kind": "repeats"})
     _describe(client, run.info.run_id, config.flat(), config, dataset)
     return client.get_run(run.info.run_id)
 
@@ -48,7 +48,7 @@ def open_sweep(
     """The run that holds the trials of a sweep, named after its study; its parameters say what is searched."""
     run = runs.find_sweep(client, experiment_id, tags["study"])
     if run is None:
-        run = client.create_run(experiment_id, run_name=tags["study"], tags={**tags, "kind": "sweep"})
+        run = create_run(client, experiment_id, tags["study"], {**tags, "kind": "sweep"})
     _describe(client, run.info.run_id, {**base.flat(), **ranges}, base, dataset)
     return client.get_run(run.info.run_id)
 
@@ -68,9 +68,10 @@ def _describe(
 
 
 def create_run(client: MlflowClient, experiment_id: str, name: str, tags: Mapping[str, str]) -> Run:
-    """A new run, to be trained in continued_run."""
+    """A new run, and one only, however often the line to the server breaks."""
     run = client.create_run(experiment_id, run_name=name, tags=dict(tags))
-    checkpoint_of(run.info.run_id).parent.mkdir(parents=True)
+    for twin in runs.twins(client, run):  # MLflow repeats a call whose answer was lost
+        client.delete_run(twin.info.run_id)
     return run
 
 
