@@ -23,7 +23,7 @@ LAB := $(BIN)python -m cifar_lab
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
-	@echo 'variables: EXPERIMENTS="linear cnn" SEEDS=8|3,5 EPOCHS= DATA=auto|cifar10|cifar100|digits ACCELERATOR=auto|cpu|gpu JOBS=auto CLUSTER=<address> GPUS= PORT=<port> HOST=<address>'
+	@echo 'variables: EXPERIMENTS="linear cnn" SEEDS=8|3,5 EPOCHS= DATA=auto|cifar10|cifar100|digits ACCELERATOR=auto|cpu|gpu JOBS=auto DEVICES=1 CLUSTER=<address> GPUS= PORT=<port> HOST=<address>'
 	@echo '           RUN=<run id> TOLERANCE=0 METRIC=test/acc FIGURE=<file> IMAGES=<files> MODEL=<run id>|models:/...'
 	@echo '           SPACE="section.key=low..high[:log] ..." TRIALS=20'
 
@@ -43,7 +43,7 @@ setup: $(READY)  ## make .venv from requirements.lock; again only when that chan
 
 COMMON = $(if $(EPOCHS),--epochs $(EPOCHS)) --data $(DATA) --accelerator $(ACCELERATOR) --jobs $(JOBS)
 
-PLACE = $(if $(CLUSTER),--cluster $(CLUSTER)) $(if $(GPUS),--gpus $(GPUS))
+PLACE = $(if $(DEVICES),--devices $(DEVICES)) $(if $(CLUSTER),--cluster $(CLUSTER)) $(if $(GPUS),--gpus $(GPUS))
 
 experiment: $(READY)  ## train EXPERIMENTS with SEEDS, track everything, name the best run
 	$(LAB) experiment $(EXPERIMENTS) --seeds $(SEEDS) $(COMMON) $(PLACE)

@@ -84,7 +84,8 @@ def _checked(options: argparse.Namespace) -> tuple[Any, ...]:
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:
-    return [*options.overrides, *([f"trainer.epochs={options.epochs}"] if options.epochs else [])]
+    given = {name: getattr(options, name, None) for name in ("epochs", "devices")}
+    return [*options.overrides, *(f"trainer.{name}={value}" for name, value in given.items() if value)]
 
 
 def _images(options: argparse.Namespace) -> tuple[Any, str]:

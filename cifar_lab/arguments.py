@@ -112,6 +112,7 @@ def _add_training_options(add: Parser) -> None:
         "--seeds", type=_seeds, default="8", help="how many (8: seeds 0 to 7) or which (3,5,8 or 3,); default 8"
     )
     _add_run_options(add, "override one setting; may be repeated")
+    add.add_argument("--devices", type=_positive, help="that share each run's batches; default: the file's, 1")
     add.add_argument("--cluster", metavar="address", help="train on this Ray cluster instead of on this machine")
     add.add_argument("--gpus", type=_gpus, default=0, help="of the cluster, for one run, such as 1 or 0.25; default 0")
 

@@ -5,7 +5,7 @@ import time
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from cifar_lab.config import OptimConfig, UserError
 from cifar_lab.coupling import PairCoupling, count_pairs
@@ -77,19 +77,27 @@ class Classifier(LightningModule):
         return loss
 
     def start_stage(self, stage: str) -> None:
-        self.losses[stage] = []
+        self.losses[stage] = [torch.zeros((), device=self.device)]  # one of many devices may get no batch
         for counts in self.confusion, self.pair_errors:
             counts[stage] = torch.zeros(self.classes, self.classes, dtype=torch.int64, device=self.device)
 
+    def total(self, value: Tensor, operation: str = "sum") -> Tensor:
+        """`value` of all devices together."""
+        return self.trainer.strategy.reduce(value.clone(), reduce_op=operation)
+
     def total_loss(self, stage: str) -> Tensor:
         losses = torch.stack(self.losses[stage])
-        if not losses.isfinite().all():
-            step = int(losses.isfinite().logical_not().nonzero()[0])
-            where = f"epoch {self.current_epoch + 1}, step {step + 1} of {len(losses)}"
-            raise NonFiniteLoss(f"{stage} loss is {losses[step].item()} at {where}; try a smaller learning rate")
-        return losses.sum()
+        total = self.total(losses.sum())
+        if not total.isfinite():
+            steps = torch.arange(len(losses), device=self.device)
+            first = self.total(steps.where(~losses.isfinite(), len(losses)).min(), "min")
+            where = f"epoch {self.current_epoch + 1}, step {first} of {len(losses) - 1}"
+            raise NonFiniteLoss(f"{stage} loss is {total.item()} at {where}; try a smaller learning rate")
+        return total
 
     def end_stage(self, stage: str) -> None:
+        for counts in self.confusion, self.pair_errors:
+            counts[stage] = self.total(counts[stage])
         count = self.confusion[stage].sum()
         values = {
             f"{stage}/loss": self.total_loss(stage) / count,
@@ -98,7 +106,7 @@ class Classifier(LightningModule):
         if stage == "train":
             values |= {"lr": self.lr_schedulers().get_last_lr()[0], "epoch_seconds": self.epoch_seconds}
         if stage == "test" and self.tta:
-            values["test/acc_tta"] = self.right / count
+            values["test/acc_tta"] = self.total(self.right) / count
         self.log_dict(values)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
@@ -124,6 +132,10 @@ class Classifier(LightningModule):
         self.start_stage("train")
 
     def end_training(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):  # each device has seen its part of the images
+                for moment in module.running_mean, module.running_var:
+                    moment.copy_(self.total(moment, "mean"))
         self.total_loss("train")  # of a broken training the first broken step is what to report
         self.epoch_seconds = time.perf_counter() - self.started  # of training alone
 

@@ -27,7 +27,7 @@ RETRIES = 5  # of a run whose process or node dies
 
 
 class Cluster:
-    """The Ray cluster at `address`: a run takes its threads as CPUs, and `gpus` GPUs, which may be a fraction of one.
+    """The Ray cluster at `address`: a run takes a CPU for each thread of each of its devices, and `gpus` GPUs.
 
     `accelerator`, `tags` and `precision` are those of one of the nodes (see Pool); a run gets those of its own node.
     The connection lasts as long as this process. Raises UsageError without a tracking server or Ray, UserError if the
@@ -47,7 +47,7 @@ class Cluster:
             raise UserError("an experiment of this folder is running on a cluster; wait for it, or stop it") from None
         self.ray, self.gpus, self.accelerator = ray, gpus, "cuda" if gpus else "cpu"
         self._connect(address)
-        with self.open(1, 1) as submit:
+        with self.open(1, 1, 1) as submit:
             try:
                 self.tags, self.precision = submit(_describe, self.accelerator).result()
             except Exception as error:
@@ -73,27 +73,31 @@ class Cluster:
         finally:
             signal.signal(signal.SIGTERM, handler)  # Ray has its own, which exits
 
-    def at_once(self, threads: int, count: int) -> int:
-        """How many of `count` runs of so many threads the nodes hold at once. Raises UserError if none."""
+    def at_once(self, devices: int, threads: int, count: int) -> int:
+        """How many of `count` runs the nodes hold at once (see Pool). Raises UserError if none."""
+        if 0 < self.gpus < devices:
+            raise UsageError(f"--gpus {self.gpus:g}: a run takes {devices} of them, one for each of trainer.devices")
         held = 0
         for node in self.ray.nodes():
             if node["Alive"]:
-                fits = [node["Resources"].get("CPU", 0) // threads]
+                fits = [node["Resources"].get("CPU", 0) // (devices * threads)]
                 if self.gpus:
                     fits.append(node["Resources"].get("GPU", 0) // self.gpus)
                 held += int(min(fits))
         if not held:
-            raise UserError(f"no node of the cluster has what a run needs: CPUs {threads}, GPUs {self.gpus:g}")
+            raise UserError(
+                f"no node of the cluster has what a run needs: CPUs {devices * threads}, GPUs {self.gpus:g}"
+            )
         return min(held, count)
 
     @contextmanager
-    def open(self, threads: int, count: int) -> Iterator[Submit]:
-        """Gives the function that submits a call to a node; an exception ends what was submitted.
+    def open(self, devices: int, threads: int, count: int) -> Iterator[Submit]:
+        """Gives the function that submits a call to a node, with needs as of at_once; an error ends all.
 
         An argument that is the folder of a data set arrives as the data set, from the node's shared memory.
         """
-        self.at_once(threads, count)  # or Ray would wait for such a node
-        options = {"num_cpus": threads, "num_gpus": self.gpus, "max_retries": RETRIES}
+        self.at_once(devices, threads, count)  # or Ray would wait for such a node
+        options = {"num_cpus": devices * threads, "num_gpus": self.gpus, "max_retries": RETRIES}
         task, datasets, submitted = self.ray.remote(**options)(_call), {}, []
 
         def submit(call: Callable, *arguments: Any) -> Future:

@@ -97,7 +97,7 @@ class OptimConfig(Section):
 
 
 class TrainerConfig(Section):
-    """How long, in what pieces, and with what arithmetic."""
+    """How long, in what pieces, on how many devices, and with what arithmetic."""
 
     epochs: int = Field(8, ge=1)
     batch_size: int = Field(500, ge=1, description="images per optimiser step")
@@ -108,6 +108,7 @@ class TrainerConfig(Section):
         "auto", description="auto: bf16 where that is faster on the device, else fp32"
     )
     threads: int = Field(1, ge=1, description="CPU threads of one run; they determine its last bits")
+    devices: int = Field(1, ge=1, description="that share each batch of one run; batch norm sees a device's part")
     tta: bool = Field(False, description="score the test set also with test-time augmentation")
 
     @model_validator(mode="after")
@@ -115,6 +116,9 @@ class TrainerConfig(Section):
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             part = f"trainer.micro_batch_size = {self.micro_batch_size}"
             raise ValueError(f"trainer.batch_size = {self.batch_size} is no multiple of {part}")
+        whole = "micro_batch_size" if self.micro_batch_size else "batch_size"
+        if getattr(self, whole) % self.devices:
+            raise ValueError(f"trainer.{whole} = {getattr(self, whole)} can't be shared by {self.devices} devices")
         return self
 
 

@@ -43,8 +43,11 @@ def derive_seed(*key: int) -> int:
 
 
 def batch_sizes(trainer: TrainerConfig, images: int) -> tuple[int, int]:
-    """Of `images` training images, how many an optimiser step takes, and how many of these go at once."""
-    batch_size = min(trainer.batch_size, images)
+    """Of `images` training images, how many an optimiser step takes, and how many of these go at once.
+
+    Both can be shared by the devices.
+    """
+    batch_size = min(trainer.batch_size, images // trainer.devices * trainer.devices)
     return batch_size, min(trainer.micro_batch_size or batch_size, batch_size)
 
 
@@ -63,37 +66,54 @@ def epoch_costs(config: Config) -> list[int]:
 
 
 class Batches:
-    """Batches ((b, side, side, 3) uint8, (b,) int64) of images in order, the last one as small as it comes."""
+    """Batches ((b, side, side, 3) uint8, (b,) int64) of images in order, the last one as small as it comes.
 
-    def __init__(self, images: torch.Tensor, labels: torch.Tensor, batch_size: int, side: Callable[[], int]) -> None:
-        self.images, self.labels, self.batch_size, self.side = images, labels, batch_size, side
+    Of several devices each, by its `rank`, takes one and leaves the next to the others. None may be left without.
+    """
+
+    def __init__(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        batch_size: int,
+        side: Callable[[], int],
+        rank: int = 0,
+        devices: int = 1,
+    ) -> None:
+        self.side = side
+        batch_size = min(batch_size, max(1, len(labels) // devices))
+        self.batches = list(zip(images.split(batch_size), labels.split(batch_size), strict=True))[rank::devices]
 
     def __len__(self) -> int:
-        return -(-len(self.labels) // self.batch_size)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         side = self.side()
-        for images, labels in zip(self.images.split(self.batch_size), self.labels.split(self.batch_size), strict=True):
+        for images, labels in self.batches:
             yield resize(images, side), labels
 
 
-class TrainBatches(Batches):
+class TrainBatches:
     """Shuffled and augmented batches, all of one size; order and augmentation depend on (seed, epoch) alone.
 
     Augmentation: a shift by up to `translate` pixels into a reflected border; a mirror image every other time that an
     image is seen, half of them in the first epoch (alternating flip: Keller Jordan, 2024, arXiv 2404.00498); a smaller
     image in the epochs where `sides` asks for it. An epoch takes as many images as make whole batches of `batch_size`,
-    which come in parts of `micro_batch_size`.
+    which come in parts of `micro_batch_size`. Of several devices each, by its `rank`, gets its share of every part.
     """
 
     def __init__(
-        self, images: torch.Tensor, labels: torch.Tensor, config: Config, seed: int, epoch: Callable[[], int]
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        config: Config,
+        seed: int,
+        epoch: Callable[[], int],
+        rank: int = 0,
     ) -> None:
-        batch_size, micro_batch_size = batch_sizes(config.trainer, len(labels))
-        super().__init__(images, labels, micro_batch_size, lambda: training_side(config, epoch()))
-        self.config = config
+        batch_size, self.batch_size = batch_sizes(config.trainer, len(labels))
         self.count = len(labels) // batch_size * batch_size // self.batch_size * self.batch_size
-        self.seed, self.epoch = seed, epoch
+        self.labels, self.config, self.seed, self.epoch, self.rank = labels, config, seed, epoch, rank
         generator = torch.Generator(labels.device).manual_seed(derive_seed(seed, FLIPS))
         self.mirrored = torch.rand(len(labels), generator=generator, device=labels.device) < 0.5
         padded = reflect_border(reflect_border(images, config.data.translate, 1), config.data.translate, 2)
@@ -113,8 +133,10 @@ class TrainBatches(Batches):
         mirrored = (self.mirrored[order] ^ (epoch % 2 == 1)) if self.config.data.flip else torch.zeros_like(order)
         starts = ((mirrored * len(self.labels) + order) * self.width + y) * self.width + x
         down = torch.arange(32, device=device) * self.width
-        side = self.side()
-        for index, start in zip(order.split(self.batch_size), starts.split(self.batch_size), strict=True):
+        side, devices = training_side(self.config, epoch), self.config.trainer.devices
+        share = self.batch_size // devices
+        order, starts = (x.view(-1, devices, share)[:, self.rank].reshape(-1) for x in (order, starts))
+        for index, start in zip(order.split(share), starts.split(share), strict=True):
             images = self.rows.index_select(0, (start[:, None] + down).view(-1)).view(-1, 32, 32, 3)
             yield resize(images, side), self.labels[index]
 
@@ -150,16 +172,18 @@ class CIFAR10DataModule(LightningDataModule):
         self.dataset, self.config, self.seed = dataset, config, seed
 
     def train_dataloader(self) -> TrainBatches:
-        return TrainBatches(*self._tensors("train", 0), self.config, self.seed, lambda: self.trainer.current_epoch)
+        epoch = lambda: self.trainer.current_epoch  # noqa: E731
+        return TrainBatches(*self._tensors("train", 0), self.config, self.seed, epoch, self.trainer.global_rank)
 
     def val_dataloader(self) -> Batches:
-        return Batches(*self._tensors("train", 1), EVALUATION_BATCH, self._side)
+        return self._in_order("train", 1, side=lambda: training_side(self.config, self.trainer.current_epoch))
 
     def test_dataloader(self) -> Batches:
-        return Batches(*self._tensors("test"), EVALUATION_BATCH, lambda: self.config.data.sides[-1])
+        return self._in_order("test", side=lambda: self.config.data.sides[-1])
 
-    def _side(self) -> int:
-        return training_side(self.config, self.trainer.current_epoch)
+    def _in_order(self, *split: str | int, side: Callable[[], int]) -> Batches:
+        rank, devices = self.trainer.global_rank, self.trainer.world_size
+        return Batches(*self._tensors(*split), EVALUATION_BATCH, side, rank, devices)
 
     def _tensors(self, split: str, part: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         images, labels = self.dataset.images[split], self.dataset.labels[split]

@@ -20,6 +20,13 @@ def resolve_accelerator(accelerator: str) -> str:
     return "cpu"
 
 
+def check_devices(accelerator: str, devices: int) -> None:
+    """Raises UsageError if a run on so many devices can't be trained here. A CPU is as many as are asked for."""
+    there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(accelerator, devices)
+    if devices > there:
+        raise UsageError(f"trainer.devices = {devices}: torch finds {there} GPU here; use fewer, or --accelerator cpu")
+
+
 def fast_precision(accelerator: str) -> str:
     """ "bf16" where that is faster, else "fp32". By what the device is, not by a clock: runs must not depend on load.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 
-from cifar_lab.machine import fast_precision, resolve_accelerator
+from cifar_lab.machine import check_devices, fast_precision, resolve_accelerator
 from cifar_lab.provenance import machine_tags
 from cifar_lab.worker import start_worker
 
@@ -27,21 +27,25 @@ class Pool:
         self.accelerator, self.jobs = resolve_accelerator(accelerator), jobs
         self.tags, self.precision = machine_tags(self.accelerator), fast_precision(self.accelerator)
 
-    def at_once(self, threads: int, count: int) -> int:
-        """How many of `count` runs of so many threads are trained at once."""
+    def at_once(self, devices: int, threads: int, count: int) -> int:
+        """How many of `count` runs are trained at once, each on so many devices with so many threads.
+
+        Raises UsageError if the devices are not here.
+        """
+        check_devices(self.accelerator, devices)
         jobs = self.jobs
         if jobs is None:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            jobs = max(1, cores // threads) if self.accelerator == "cpu" else 1
+            jobs = max(1, cores // (devices * threads)) if self.accelerator == "cpu" else 1
         return max(1, min(jobs, count))
 
     @contextmanager
-    def open(self, threads: int, count: int) -> Iterator[Submit]:
-        """Gives the function that submits a call to a worker process; an exception ends them all."""
+    def open(self, *needs: int) -> Iterator[Submit]:
+        """Gives the function that submits a call to a worker process, with needs as of at_once; an error ends all."""
         # a fork server's workers start at once, but CUDA does not survive a fork
         context = multiprocessing.get_context("forkserver" if self.accelerator == "cpu" else "spawn")
         settings = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
-        with ProcessPoolExecutor(self.at_once(threads, count), context, start_worker, (settings,)) as pool:
+        with ProcessPoolExecutor(self.at_once(*needs), context, start_worker, (settings,)) as pool:
 
             def submit(*call: object) -> Future:
                 handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the driver to answer

@@ -122,7 +122,8 @@ def train_missing(
         return failed, False
     parents = {r.parent: epoch_costs(r.config) for r in repeats if r.missing}
     total, deaths = len(left), 0
-    needs = max(r.config.trainer.threads for r, _ in left), total
+    trainers = [r.config.trainer for r, _ in left]
+    needs = max(t.devices for t in trainers), max(t.threads for t in trainers), total
     with Progress(client, console, parents, workers.at_once(*needs)) as progress:
 
         def end_dead() -> None:

@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 from cifar_lab import runs, store, tracking
 from cifar_lab.config import Config, UserError
 from cifar_lab.datasets import Dataset
-from cifar_lab.machine import resolve_accelerator
+from cifar_lab.machine import check_devices, resolve_accelerator
 from cifar_lab.provenance import machine_tags, run_tags
 from cifar_lab.repeat import end_dead_runs
 from cifar_lab.train import Epoch
@@ -69,6 +69,7 @@ def reproduce(prefix: str, tolerance: float, accelerator: str, data_dir: Path | 
     if accelerator == "auto":
         accelerator = _accelerator(original.data.tags["accelerator"])
     accelerator = resolve_accelerator(accelerator)
+    check_devices(accelerator, config.trainer.devices)
     print(f"{original.info.run_name} ({original.info.run_id}) again on {accelerator}, {dataset.title}", flush=True)
     again = _train(client, original, config, dataset, accelerator)
     verdict = compare_runs(client, original, again, tolerance)

@@ -5,7 +5,7 @@ file, to be confirmed with other seeds: the score of the best of many is no resu
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -64,7 +64,7 @@ def run_sweep(
             parent = tracking.open_sweep(client, experiment_id, {**tags, "study": name}, base, dataset, space.ranges)
         end_dead_runs(client, experiment_id, tags)
         console.print(f"{name} on {dataset.title}: {space}; {max(0, trials - _over(study))} of {trials} trials to go")
-        search = _Search(client, study, space, base, dataset, parent, pool, console)
+        search = _Search(client, study, space, base, dataset, tags, parent, pool, console)
         try:
             search.run(trials)
         except KeyboardInterrupt:
@@ -88,19 +88,21 @@ class _Search:
         space: Space,
         base: Config,
         dataset: Dataset,
+        tags: Mapping[str, str],
         parent: Run,
         pool: Pool,
         console: Console,
     ) -> None:
         self.client, self.study, self.space, self.base, self.dataset = client, study, space, base, dataset
-        self.parent, self.pool, self.console = parent, pool, console
+        self.tags, self.parent, self.pool, self.console = tags, parent, pool, console
         self.ranges = {key: _distribution(found) for key, found in space.ranges.items()}
         # of a study that goes on, not the samples that it began with
         self.study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))
 
     def run(self, trials: int) -> None:
         """Go on until `trials` trials are over. The trial of a worker that dies goes on in a new one."""
-        deaths, needs = 0, (self.base.trainer.threads, trials - _over(self.study))
+        trainer = self.base.trainer
+        deaths, needs = 0, (trainer.devices, trainer.threads, trials - _over(self.study))
         jobs = self.pool.at_once(*needs)
         with Progress(self.client, self.console, {self.parent: epoch_costs(self.base)}, jobs) as progress:
 
@@ -116,7 +118,7 @@ class _Search:
                         self._train_in_workers(trials, jobs, submit, show)
                 except BrokenProcessPool:
                     self.console.print("a worker process died; its trial goes on in a new one")
-                    end_dead_runs(self.client, self.parent.info.experiment_id, self.pool.tags)
+                    end_dead_runs(self.client, self.parent.info.experiment_id, self.tags)
                     deaths = deaths + 1 if _over(self.study) == before else 1
 
     def _train_in_workers(self, trials: int, jobs: int, submit: Submit, show: Callable[[], None]) -> None:

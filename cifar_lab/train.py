@@ -8,6 +8,7 @@ import platform
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from cifar_lab.classifier import Classifier
 from cifar_lab.config import Config, UserError
 from cifar_lab.datamodule import CIFAR10DataModule, batch_sizes, derive_seed
 from cifar_lab.datasets import Dataset
+from cifar_lab.machine import resolve_accelerator
 from cifar_lab.models import make_model
+from cifar_lab.ranks import ddp, ranks
 from cifar_lab.sources import staged
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
@@ -65,9 +68,27 @@ def train(
 
     After every epoch `checkpoint` is written, then `report` gets the records of all epochs so far. Where `checkpoint`
     exists, training goes on from it. On the same machine the same arguments give the same weights and metrics, bit for
-    bit, in one go or in pieces. `config` must be resolved (see resolve_config). Raises NonFiniteLoss, DataError (the
+    bit, in one go or in pieces. With several `trainer.devices` the caller is one of so many processes, and alone calls
+    `report` and `callbacks`. `config` must be resolved (see resolve_config). Raises NonFiniteLoss, DataError (the
     checkpoint can't be written), UserError (it can't be read).
     """
+    accelerator, devices = resolve_accelerator(accelerator), config.trainer.devices
+    run = (config, seed, dataset, checkpoint, accelerator, test)
+    with ranks(devices, accelerator, _train, *run) if devices > 1 else nullcontext():
+        return _train(0, *run, report, callbacks)
+
+
+def _train(
+    rank: int,
+    config: Config,
+    seed: int,
+    dataset: Dataset,
+    checkpoint: Path,
+    accelerator: str,
+    test: bool,
+    report: Callable[[Sequence[Epoch]], None] = lambda epochs: None,
+    callbacks: Sequence[Callback] = (),
+) -> Result:
     torch.set_num_threads(config.trainer.threads)
     torch.utils.deterministic.fill_uninitialized_memory = False  # it costs time, and changes no result of ours
     keep_freed_memory()
@@ -76,7 +97,8 @@ def train(
         model = make_model(config, dataset)
     model.tta = config.trainer.tta
     record = _Record(checkpoint, report)
-    trainer = _trainer(config, len(dataset.labels["train"]) - config.data.val_size, accelerator, [*callbacks, record])
+    images = len(dataset.labels["train"]) - config.data.val_size
+    trainer = _trainer(rank, config, images, accelerator, [*callbacks, record])
     batches = CIFAR10DataModule(dataset, config, seed)
     trainer.fit(model, batches, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
     report(record.epochs)  # of a run that was complete already
@@ -84,19 +106,23 @@ def train(
     return Result(model, tuple(record.epochs), scores, weights_digest(model))
 
 
-def _trainer(config: Config, images: int, accelerator: str, callbacks: Sequence[Callback]) -> Trainer:
+def _trainer(rank: int, config: Config, images: int, accelerator: str, callbacks: Sequence[Callback]) -> Trainer:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # not its tips and device lists
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")  # Lightning's own use of torch
+    warnings.filterwarnings("ignore", message=".*sync_dist=True")  # Classifier sums over the ranks itself
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers")  # its new name is not in every torch
     batch_size, micro_batch_size = batch_sizes(config.trainer, images)
     return Trainer(
         accelerator=accelerator,
-        devices=1,
+        devices=config.trainer.devices,
+        strategy=ddp(rank) if config.trainer.devices > 1 else "auto",
         precision={"fp32": "32-true", "bf16": "bf16-mixed"}[config.trainer.precision],
         max_epochs=config.trainer.epochs,
         accumulate_grad_batches=batch_size // micro_batch_size,
         limit_val_batches=1.0 if config.data.val_size else 0,
         deterministic="warn",
         num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # batches are divided by CIFAR10DataModule
         logger=False,
         callbacks=list(callbacks),
         plugins=[_WholeCheckpoint()],

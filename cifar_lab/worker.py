@@ -1,13 +1,11 @@
 """One run in a process of its own: claimed, trained or continued, tracked, stopped where that is safe."""
 
-import multiprocessing
 import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
 
 from filelock import Timeout
 from mlflow.entities import Run
@@ -18,6 +16,7 @@ from cifar_lab import results, runs, store, tracking
 from cifar_lab.config import Config, UserError
 from cifar_lab.datasets import Dataset, open_dataset, select
 from cifar_lab.provenance import machine_tags
+from cifar_lab.ranks import follow_parent
 from cifar_lab.train import Epoch, train
 
 CLAIM_SECONDS = 1.0
@@ -32,14 +31,10 @@ def start_worker(settings: Mapping[str, str]) -> None:
         if not _Worker.busy:
             os._exit(SIGTERM_CODE)
 
-    def follow_driver() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
     os.environ.update(settings)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, stop)
-    Thread(target=follow_driver, daemon=True).start()
+    follow_parent()
 
 
 @contextmanager

@@ -59,6 +59,7 @@ CHANGES = {
     "trainer.micro_batch_size": 1,
     "trainer.precision": "fp32",
     "trainer.threads": 2,
+    "trainer.devices": 2,
     "trainer.tta": "true",
 }
 
@@ -99,6 +100,11 @@ CHANGES = {
             '[model]\nkind = "cnn"\n',
             "trainer.micro_batch_size=3",
             "trainer.batch_size = 500 is no multiple of trainer.micro_batch_size = 3",
+        ),
+        (
+            '[model]\nkind = "cnn"\n',
+            "trainer.devices=3",
+            "trainer.batch_size = 500 can't be shared by 3 devices",
         ),
         ('[model]\nkind = "tree"\n', None, "model.kind = 'tree': use linear or cnn"),
         ('[model]\nkind = "cnn"\n', "epochs=3", "write --set section.key=value"),

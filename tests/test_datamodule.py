@@ -24,11 +24,11 @@ def test_split_that_starves_a_side_is_refused(size):
         split_train(LABELS, DataConfig(val_size=size))
 
 
-def make_batches(seed=0, epoch=0, batch_size=8, n=32, micro_batch_size=None, **data):
+def make_batches(seed=0, epoch=0, batch_size=8, n=32, micro_batch_size=None, rank=0, devices=1, **data):
     images = torch.arange(n * 32 * 32 * 3, dtype=torch.int64).remainder(251).to(torch.uint8).view(n, 32, 32, 3)
-    trainer = {"batch_size": batch_size, "micro_batch_size": micro_batch_size, "epochs": 8}
+    trainer = {"batch_size": batch_size, "micro_batch_size": micro_batch_size, "epochs": 8, "devices": devices}
     config = Config(model={"kind": "cnn"}, data=data, trainer=trainer)
-    return images, TrainBatches(images, torch.arange(n), config, seed, lambda: epoch)
+    return images, TrainBatches(images, torch.arange(n), config, seed, lambda: epoch, rank)
 
 
 def test_each_image_comes_once_per_epoch_and_keeps_its_label():
@@ -123,3 +123,22 @@ def test_last_training_batch_is_dropped_and_last_evaluation_batch_is_short():
     batches = Batches(torch.zeros(25, 32, 32, 3, dtype=torch.uint8), torch.zeros(25, dtype=torch.int64), 10, lambda: 24)
     assert [(len(label), images.shape[1]) for images, label in batches] == [(10, 24), (10, 24), (5, 24)]
     assert len(batches) == 3
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 6])
+def test_devices_share_the_images_of_every_batch(micro_batch_size):
+    settings = {"seed": 1, "epoch": 2, "batch_size": 12, "n": 40, "micro_batch_size": micro_batch_size}
+    whole = list(make_batches(**settings)[1])
+    shares = [list(make_batches(**settings, rank=rank, devices=3)[1]) for rank in range(3)]
+    assert {len(share) for share in shares} == {len(whole)} == {36 // (micro_batch_size or 12)}
+    for (images, labels), *parts in zip(whole, *shares, strict=True):
+        torch.testing.assert_close(torch.cat([part[0] for part in parts]), images)
+        assert torch.cat([part[1] for part in parts]).tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize("n", [1000, 501, 143, 3])
+def test_devices_divide_images_in_order(n):
+    images, labels = torch.zeros(n, 32, 32, 3, dtype=torch.uint8), torch.arange(n)
+    shares = [list(Batches(images, labels, 250, lambda: 32, rank, devices=3)) for rank in range(3)]
+    assert sorted(label for share in shares for _, part in share for label in part.tolist()) == list(range(n))
+    assert all(shares)

@@ -24,6 +24,7 @@ ORDER = [
     "coupling",
     "classifier",
     "models",
+    "ranks",
     "train",
     "comparison",
     "calibration",

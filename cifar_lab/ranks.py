@@ -1,0 +1,102 @@
+"""The processes of one run on several devices: rank 0 is the caller, each of the others runs beside it."""
+
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Thread
+from typing import Any
+
+import torch.distributed as dist
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.strategies import DDPStrategy
+
+from cifar_lab.config import UserError
+
+POLL_SECONDS = 0.05
+
+
+class _Here(LightningEnvironment):
+    """Tells Lightning that the ranks are there already, and which one this is."""
+
+    creates_processes_externally = True
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+
+    def local_rank(self) -> int:
+        return self.rank
+
+
+def ddp(rank: int) -> DDPStrategy:
+    """Lightning's strategy for the process of that rank, within `ranks`."""
+    return DDPStrategy(cluster_environment=_Here(rank), broadcast_buffers=False)
+
+
+@contextmanager
+def ranks(devices: int, accelerator: str, body: Callable[..., Any], *arguments: Any) -> Iterator[None]:
+    """Within it this process is rank 0 of `devices`; `body(rank, *arguments)` runs in a process as each of the others.
+
+    They end with it, however it ends. Raises UserError if one of them dies.
+    """
+    # as those of a pool: CUDA does not survive a fork
+    context = multiprocessing.get_context("forkserver" if accelerator == "cpu" else "spawn")
+    context.set_forkserver_preload(["cifar_lab.train"])
+    store = dist.TCPStore("127.0.0.1", 0, devices, is_master=True, wait_for_workers=False)
+    group = (accelerator, store.port, devices)
+    others = [context.Process(target=_other, args=(rank, group, body, arguments)) for rank in range(1, devices)]
+    try:
+        for other in others:
+            other.start()
+        while not store.check([str(rank) for rank in range(1, devices)]):
+            if any(other.exitcode for other in others):
+                raise RuntimeError
+            time.sleep(POLL_SECONDS)
+        _join(0, store, accelerator, devices)
+        yield
+    except RuntimeError as error:  # of gloo and NCCL too, when another rank is gone
+        if store.check(["error"]):
+            raise RuntimeError(store.get("error").decode()) from error
+        if any(other.exitcode for other in others):
+            raise UserError("one of its processes died (out of memory?); start again to continue") from None
+        raise
+    finally:
+        for other in others:
+            other.kill()
+            other.join()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _other(rank: int, group: tuple[str, int, int], body: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for rank 0 to answer
+    follow_parent()
+    accelerator, port, devices = group
+    store = dist.TCPStore("127.0.0.1", port, devices)
+    store.set(str(rank), "here")
+    try:
+        _join(rank, store, accelerator, devices)
+        body(rank, *arguments)
+    except UserError:  # rank 0 raises it too
+        os._exit(1)
+    except Exception:
+        store.set("error", traceback.format_exc())
+        os._exit(1)
+
+
+def _join(rank: int, store: dist.Store, accelerator: str, devices: int) -> None:
+    dist.init_process_group("nccl" if accelerator == "cuda" else "gloo", store=store, rank=rank, world_size=devices)
+
+
+def follow_parent() -> None:
+    """End this process as soon as the one that started it ends."""
+
+    def follow() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    Thread(target=follow, daemon=True).start()
