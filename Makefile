@@ -31,12 +31,12 @@ help:  ## list the targets
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cifar-lab needs Python 3.11 or newer; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
-	.venv/bin/uv pip install --python .venv/bin/python --requirements requirements.lock
+	.venv/bin/uv pip install --python .venv/bin/python --compile-bytecode --requirements requirements.lock
 	.venv/bin/uv pip install --python .venv/bin/python --no-deps --editable .
 	@touch $@
 
 .venv/ray: .venv/ready
-	.venv/bin/uv pip install --python .venv/bin/python --constraint requirements.lock --editable '.[cluster]'
+	.venv/bin/uv pip install --python .venv/bin/python --compile-bytecode --constraint requirements.lock --editable '.[cluster]'
 	@touch $@
 
 setup: $(READY)  ## make .venv from requirements.lock; again only when that changes
