@@ -72,7 +72,9 @@ def train(
     `report` and `callbacks`. `config` must be resolved (see resolve_config). Raises NonFiniteLoss, DataError (the
     checkpoint can't be written), UserError (it can't be read).
     """
-    accelerator, devices = resolve_accelerator(accelerator), config.trainer.devices
+    if accelerator == "auto":
+        accelerator = resolve_accelerator("auto")
+    devices = config.trainer.devices
     run = (config, seed, dataset, checkpoint, accelerator, test)
     with ranks(devices, accelerator, _train, *run) if devices > 1 else nullcontext():
         return _train(0, *run, report, callbacks)
