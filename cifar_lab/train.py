@@ -156,6 +156,7 @@ class _Record(Checkpoint):
         counts = module.confusion["val"].cpu() if "val" in module.confusion else None
         self.epochs.append(Epoch(trainer.current_epoch + 1, int(1000 * time.time()), metrics, counts))
         trainer.save_checkpoint(self.path)
+        trainer.should_stop = trainer.strategy.reduce_boolean_decision(trainer.should_stop, all=False)
         self.report(self.epochs)
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import time
 import pytest
 from conftest import Driver, experiment_arguments, processes_in, recorded
 from mlflow.tracking import MlflowClient
+from pytorch_lightning import Callback
 from test_train import Stop, config_of, figures
 
 from cifar_lab.classifier import NonFiniteLoss
@@ -63,6 +64,18 @@ def test_two_processes_learn_as_well_as_one(digits, tmp_path):
     ]
     one, two = (sum(values) / 2 for values in accuracies)
     assert abs(one - two) < 0.05, accuracies
+
+
+class Enough(Callback):
+    def on_train_epoch_end(self, trainer, module):
+        trainer.should_stop = trainer.current_epoch == 1
+
+
+def test_the_first_process_ends_the_training_of_all(digits, tmp_path):
+    config = config_of("linear", digits, "trainer.devices=2")
+    result = train(config, 0, digits, tmp_path / "run", "cpu", callbacks=[Enough()])
+    assert len(result.epochs) == 2
+    assert result.model.confusion["test"].sum() == len(digits.labels["test"])
 
 
 def test_what_goes_wrong_is_told_by_the_first_process(digits, tmp_path):
