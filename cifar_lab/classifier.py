@@ -77,7 +77,7 @@ class Classifier(LightningModule):
         return loss
 
     def start_stage(self, stage: str) -> None:
-        self.losses[stage] = [torch.zeros((), device=self.device)]  # one of many devices may get no batch
+        self.losses[stage] = []
         for counts in self.confusion, self.pair_errors:
             counts[stage] = torch.zeros(self.classes, self.classes, dtype=torch.int64, device=self.device)
 
@@ -91,7 +91,7 @@ class Classifier(LightningModule):
         if not total.isfinite():
             steps = torch.arange(len(losses), device=self.device)
             first = self.total(steps.where(~losses.isfinite(), len(losses)).min(), "min")
-            where = f"epoch {self.current_epoch + 1}, step {first} of {len(losses) - 1}"
+            where = f"epoch {self.current_epoch + 1}, step {first + 1} of {len(losses)}"
             raise NonFiniteLoss(f"{stage} loss is {total.item()} at {where}; try a smaller learning rate")
         return total
 

@@ -172,14 +172,17 @@ class CIFAR10DataModule(LightningDataModule):
         self.dataset, self.config, self.seed = dataset, config, seed
 
     def train_dataloader(self) -> TrainBatches:
-        epoch = lambda: self.trainer.current_epoch  # noqa: E731
-        return TrainBatches(*self._tensors("train", 0), self.config, self.seed, epoch, self.trainer.global_rank)
+        rank = self.trainer.global_rank
+        return TrainBatches(*self._tensors("train", 0), self.config, self.seed, self._epoch, rank)
 
     def val_dataloader(self) -> Batches:
-        return self._in_order("train", 1, side=lambda: training_side(self.config, self.trainer.current_epoch))
+        return self._in_order("train", 1, side=lambda: training_side(self.config, self._epoch()))
 
     def test_dataloader(self) -> Batches:
         return self._in_order("test", side=lambda: self.config.data.sides[-1])
+
+    def _epoch(self) -> int:
+        return self.trainer.current_epoch
 
     def _in_order(self, *split: str | int, side: Callable[[], int]) -> Batches:
         rank, devices = self.trainer.global_rank, self.trainer.world_size

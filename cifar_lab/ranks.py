@@ -17,6 +17,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from cifar_lab.config import UserError
 
 POLL_SECONDS = 0.05
+END_SECONDS = 1.0
 
 
 class _Here(LightningEnvironment):
@@ -59,6 +60,8 @@ def ranks(devices: int, accelerator: str, body: Callable[..., Any], *arguments: 
         _join(0, store, accelerator, devices)
         yield
     except RuntimeError as error:  # of gloo and NCCL too, when another rank is gone
+        for other in others:
+            other.join(END_SECONDS)
         if store.check(["error"]):
             raise RuntimeError(store.get("error").decode()) from error
         if any(other.exitcode for other in others):
