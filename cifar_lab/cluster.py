@@ -75,7 +75,7 @@ class Cluster:
 
     def at_once(self, devices: int, threads: int, count: int) -> int:
         """How many of `count` runs the nodes hold at once (see Pool). Raises UserError if none."""
-        if 0 < self.gpus < devices:
+        if devices > 1 and 0 < self.gpus < devices:  # one run may have a part of one
             raise UsageError(f"--gpus {self.gpus:g}: a run takes {devices} of them, one for each of trainer.devices")
         held = 0
         for node in self.ray.nodes():
