@@ -18,11 +18,11 @@ READY := .venv/ready $(if $(CLUSTER),.venv/ray)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup experiment pairs sweep reproduce compare report best predict serve data ui server relocate test bench lint audit lock
+.PHONY: help setup experiment pairs sweep reproduce compare report best predict serve data check-gpu ui server relocate test bench lint audit lock
 LAB := $(BIN)python -m cifar_lab
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
 	@echo 'variables: EXPERIMENTS="linear cnn" SEEDS=8|3,5 EPOCHS= DATA=auto|cifar10|cifar100|digits ACCELERATOR=auto|cpu|gpu JOBS=auto DEVICES=1 CLUSTER=<address> GPUS= PORT=<port> HOST=<address>'
 	@echo '           RUN=<run id> TOLERANCE=0 METRIC=test/acc FIGURE=<file> IMAGES=<files> MODEL=<run id>|models:/...'
 	@echo '           SPACE="section.key=low..high[:log] ..." TRIALS=20'
@@ -83,6 +83,9 @@ server: $(READY)  ## be a tracking server for many people, on PostgreSQL, at HOS
 
 relocate: $(READY)  ## after this folder was moved or copied, let mlflow.db find its artifacts
 	$(LAB) relocate
+
+check-gpu: $(READY)  ## say in a table whether the GPU here trains right, and how fast
+	$(LAB) check-gpu
 
 test: $(READY)  ## run all tests
 	$(BIN)python -m pytest

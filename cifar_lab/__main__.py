@@ -94,13 +94,13 @@ def _images(options: argparse.Namespace) -> tuple[Any, str]:
     from cifar_lab.search import find_source
 
     source = find_source(options.data, options.data_dir)
-    if options.accelerator != "gpu" and not getattr(options, "cluster", None):
+    if not getattr(options, "cluster", None) and (sys.platform != "darwin" or options.accelerator == "cpu"):
         _import_for_workers()
     return decoded(source), source.stand_in_because
 
 
 def _import_for_workers() -> None:
-    """Start the fork server that CPU workers come from: it imports what they need while this process does the same."""
+    """Start the fork server that workers come from: it imports what they need while this process does the same."""
     multiprocessing.set_forkserver_preload(["cifar_lab.repeat", "mlflow.store.tracking.sqlalchemy_store"])
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the driver to answer
     forkserver.ensure_running()
@@ -158,6 +158,13 @@ def best(options: argparse.Namespace) -> int:
     return print_best()
 
 
+def check_gpu(options: argparse.Namespace) -> int:
+    """Check a GPU."""
+    from cifar_lab.check_gpu import check_gpu
+
+    return check_gpu()
+
+
 def relocate(options: argparse.Namespace) -> int:
     """Let the artifacts follow a moved folder."""
     from cifar_lab.store import relocate
@@ -180,8 +187,23 @@ def server(options: argparse.Namespace) -> int:
     start_server(options.host, options.port)
 
 
-FUNCTIONS = (experiment, pairs, sweep, reproduce, compare, report, best, predict, serve, data, ui, server, relocate)
-COMMANDS = {function.__name__: function for function in FUNCTIONS}
+FUNCTIONS = (
+    experiment,
+    pairs,
+    sweep,
+    reproduce,
+    compare,
+    report,
+    best,
+    predict,
+    serve,
+    data,
+    check_gpu,
+    ui,
+    server,
+    relocate,
+)
+COMMANDS = {function.__name__.replace("_", "-"): function for function in FUNCTIONS}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -87,6 +87,9 @@ def make_parser() -> Parser:
     _add_data_options(add)
     add.add_argument("--figure", type=_picture, default="samples.png", help="default samples.png")
 
+    add = commands.add_parser("check-gpu", help="say in a table whether a GPU trains right here, and how fast")
+    add.set_defaults(command="check-gpu")
+
     add = commands.add_parser("best", help="name the best run by val/acc, and why")
     add.set_defaults(command="best")
 

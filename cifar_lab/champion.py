@@ -2,17 +2,19 @@
 
 import warnings
 from importlib.metadata import version
+from typing import Any
 
 import mlflow
 import numpy as np
 from mlflow.entities import LoggedModelOutput, Run
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
+from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
 
+from cifar_lab import runs
 from cifar_lab.datasets import Dataset
-from cifar_lab.runs import ALIAS
 from cifar_lab.trained import network_of
 
 
@@ -30,16 +32,26 @@ def crown(client: MlflowClient, best: Run, dataset: Dataset) -> bool:
     if champion and not same.items() <= champion.data.tags.items():
         return False
     if champion is None or champion.info.run_id != best.info.run_id:
-        client.set_registered_model_alias(dataset.name, ALIAS, register_model(client, best, dataset))
+        client.set_registered_model_alias(dataset.name, runs.ALIAS, register_model(client, best, dataset))
     return True
 
 
 def find_champion(client: MlflowClient, name: str) -> Run | None:
     """The run of the champion model of a data set."""
     try:
-        return client.get_run(client.get_model_version_by_alias(name, ALIAS).run_id)
+        return client.get_run(client.get_model_version_by_alias(name, runs.ALIAS).run_id)
     except MlflowException:  # no such model, alias or run
         return None
+
+
+class _OnCPU:
+    """MLflow's flavor for torch, for weights that stay on the CPU: by itself it takes CUDA where there is some."""
+
+    @staticmethod
+    def save_model(path: str, mlflow_model: Model, **options: Any) -> None:
+        mlflow.pytorch.save_model(path=path, mlflow_model=mlflow_model, **options)
+        mlflow_model.flavors["python_function"]["config"] = runs.ON_CPU
+        mlflow_model.save(f"{path}/{MLMODEL_FILE_NAME}")
 
 
 def register_model(client: MlflowClient, run: Run, dataset: Dataset) -> str:
@@ -51,10 +63,12 @@ def register_model(client: MlflowClient, run: Run, dataset: Dataset) -> str:
     tags = {"mlflow.user": "-", "mlflow.source.name": run.data.tags["mlflow.source.name"]}  # not the login and a path
     logged = client.create_logged_model(run.info.experiment_id, "model", run.info.run_id, tags)
     warnings.filterwarnings("ignore", message="No complete tensor found in the group")  # torch.export's own bookkeeping
-    info = mlflow.pytorch.log_model(
-        model,
+    info = Model.log(
+        None,
+        _OnCPU,
         name="model",
         model_id=logged.model_id,
+        pytorch_model=model,
         input_example=dataset.images["test"][:2].copy(),  # two: of one, torch.export would fix the batch size
         signature=ModelSignature(
             Schema([TensorSpec(np.dtype(np.uint8), (-1, 32, 32, 3))]),

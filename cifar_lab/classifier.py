@@ -48,6 +48,7 @@ class Classifier(LightningModule):
         self.confusion: dict[str, Tensor] = {}
         self.pair_errors: dict[str, Tensor] = {}
         self.losses: dict[str, list[Tensor]] = {}
+        self.outcomes: dict[str, list[Tensor]] = {}  # true class * classes + predicted class, (b,) of each batch
 
     def normalise(self, images: Tensor) -> Tensor:
         """(b, height, width, 3) uint8 to float32 with mean 0 and standard deviation 1 per channel."""
@@ -60,7 +61,7 @@ class Classifier(LightningModule):
         return self.coupling(scores) if self.coupling else scores
 
     def step(self, batch: Batch, stage: str) -> Tensor:
-        """Loss of one batch; adds to the stage's losses and counts."""
+        """Loss of one batch; keeps it and the outcomes for the end of the stage, so that no step waits for a GPU."""
         images, labels = batch
         scores = self.scores(images).float()
         logits = self.coupling(scores.detach()) if self.coupling else scores
@@ -71,15 +72,14 @@ class Classifier(LightningModule):
             loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
         if self.coupling:
             self.pair_errors[stage] += self.coupling.errors(scores.detach(), labels)
-        pairs = torch.bincount(labels * self.classes + logits.argmax(1), minlength=self.classes**2)
-        self.confusion[stage] += pairs.view(self.classes, self.classes)
+        self.outcomes[stage].append(labels * self.classes + logits.argmax(1))
         self.losses[stage].append(loss.detach() * len(labels))
         return loss
 
     def start_stage(self, stage: str) -> None:
-        self.losses[stage] = []
-        for counts in self.confusion, self.pair_errors:
-            counts[stage] = torch.zeros(self.classes, self.classes, dtype=torch.int64, device=self.device)
+        self.losses[stage], self.outcomes[stage] = [], []
+        if self.coupling:
+            self.pair_errors[stage] = torch.zeros_like(self.coupling.pair)
 
     def total(self, value: Tensor, operation: str = "sum") -> Tensor:
         """`value` of all devices together."""
@@ -96,8 +96,10 @@ class Classifier(LightningModule):
         return total
 
     def end_stage(self, stage: str) -> None:
-        for counts in self.confusion, self.pair_errors:
-            counts[stage] = self.total(counts[stage])
+        counts = torch.bincount(torch.cat(self.outcomes[stage]), minlength=self.classes**2)
+        self.confusion[stage] = self.total(counts.view(self.classes, self.classes))
+        if self.coupling:
+            self.pair_errors[stage] = self.total(self.pair_errors[stage])
         count = self.confusion[stage].sum()
         values = {
             f"{stage}/loss": self.total_loss(stage) / count,

@@ -42,6 +42,11 @@ def derive_seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+def _generator(*key: int) -> torch.Generator:
+    """Draws from a key, on the CPU, whose generator differs from a GPU's: one seed gives one order on all devices."""
+    return torch.Generator().manual_seed(derive_seed(*key))
+
+
 def batch_sizes(trainer: TrainerConfig, images: int) -> tuple[int, int]:
     """Of `images` training images, how many an optimiser step takes, and how many of these go at once.
 
@@ -114,8 +119,7 @@ class TrainBatches:
         batch_size, self.batch_size = batch_sizes(config.trainer, len(labels))
         self.count = len(labels) // batch_size * batch_size // self.batch_size * self.batch_size
         self.labels, self.config, self.seed, self.epoch, self.rank = labels, config, seed, epoch, rank
-        generator = torch.Generator(labels.device).manual_seed(derive_seed(seed, FLIPS))
-        self.mirrored = torch.rand(len(labels), generator=generator, device=labels.device) < 0.5
+        self.mirrored = torch.rand(len(labels), generator=_generator(seed, FLIPS)) < 0.5
         padded = reflect_border(reflect_border(images, config.data.translate, 1), config.data.translate, 2)
         padded = torch.cat([padded, padded.flip(2)])  # of image i of n the mirror image is n + i
         self.width = padded.shape[1]
@@ -127,15 +131,15 @@ class TrainBatches:
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         device, epoch, shifts = self.labels.device, self.epoch(), 2 * self.config.data.translate + 1
-        generator = torch.Generator(device).manual_seed(derive_seed(self.seed, epoch))
-        order = torch.randperm(len(self.labels), generator=generator, device=device)[: self.count]
-        y, x = torch.randint(shifts, (2, self.count), generator=generator, device=device)
+        generator = _generator(self.seed, epoch)
+        order = torch.randperm(len(self.labels), generator=generator)[: self.count]
+        y, x = torch.randint(shifts, (2, self.count), generator=generator)
         mirrored = (self.mirrored[order] ^ (epoch % 2 == 1)) if self.config.data.flip else torch.zeros_like(order)
         starts = ((mirrored * len(self.labels) + order) * self.width + y) * self.width + x
         down = torch.arange(32, device=device) * self.width
         side, devices = training_side(self.config, epoch), self.config.trainer.devices
         share = self.batch_size // devices
-        order, starts = (x.view(-1, devices, share)[:, self.rank].reshape(-1) for x in (order, starts))
+        order, starts = (x.view(-1, devices, share)[:, self.rank].reshape(-1).to(device) for x in (order, starts))
         for index, start in zip(order.split(share), starts.split(share), strict=True):
             images = self.rows.index_select(0, (start[:, None] + down).view(-1)).view(-1, 32, 32, 3)
             yield resize(images, side), self.labels[index]

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 
+import torch
+
 from cifar_lab.machine import check_devices, fast_precision, resolve_accelerator
 from cifar_lab.provenance import machine_tags
 from cifar_lab.worker import start_worker
@@ -18,7 +20,7 @@ Submit = Callable[..., Future]
 
 
 class Pool:
-    """This machine: `jobs` runs at once, or as many as the cores hold; on a GPU one.
+    """This machine: `jobs` runs at once, or as many as the cores hold; with GPUs one on each.
 
     `accelerator`, `tags` (see machine_tags) and `precision` (see fast_precision) are those that runs have here.
     """
@@ -36,16 +38,19 @@ class Pool:
         jobs = self.jobs
         if jobs is None:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            jobs = max(1, cores // (devices * threads)) if self.accelerator == "cpu" else 1
+            places = {"cpu": cores // threads, "cuda": torch.cuda.device_count(), "mps": 1}[self.accelerator]
+            jobs = places // devices
         return max(1, min(jobs, count))
 
     @contextmanager
     def open(self, *needs: int) -> Iterator[Submit]:
         """Gives the function that submits a call to a worker process, with needs as of at_once; an error ends all."""
-        # a fork server's workers start at once, but CUDA does not survive a fork
-        context = multiprocessing.get_context("forkserver" if self.accelerator == "cpu" else "spawn")
-        settings = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
-        with ProcessPoolExecutor(self.at_once(*needs), context, start_worker, (settings,)) as pool:
+        # a fork server's workers start at once, with all imports done; Metal does not survive a fork
+        context = multiprocessing.get_context("spawn" if self.accelerator == "mps" else "forkserver")
+        jobs, settings = self.at_once(*needs), context.SimpleQueue()
+        for worker in range(jobs):
+            settings.put(self._settings(worker, devices=needs[0]))
+        with ProcessPoolExecutor(jobs, context, start_worker, (settings,)) as pool:
 
             def submit(*call: object) -> Future:
                 handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the driver to answer
@@ -59,6 +64,16 @@ class Pool:
             except BaseException:
                 _stop(pool)
                 raise
+
+    def _settings(self, worker: int, devices: int) -> dict[str, str]:
+        """Environment variables of a worker: MLflow's as they are here, and which GPUs are its own."""
+        settings = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+        if self.accelerator == "cuda":
+            count = torch.cuda.device_count()
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            names = visible.split(",") if visible else [*map(str, range(count))]
+            settings["CUDA_VISIBLE_DEVICES"] = ",".join(names[(worker * devices + k) % count] for k in range(devices))
+        return settings
 
 
 def _stop(pool: Executor) -> None:

@@ -94,7 +94,7 @@ def _load(client: MlflowClient, model: str | None) -> Model:
         classes = (mlflow.models.get_model_info(model).metadata or {}).get("classes")
         if not classes:
             raise UserError(f"{model} was not registered by cifar_lab: it does not say what its classes are")
-        return tuple(classes), mlflow.pyfunc.load_model(model).predict
+        return tuple(classes), mlflow.pyfunc.load_model(model, model_config=runs.ON_CPU).predict
     except MlflowException as error:
         raise UserError(f"{model}: {store.explain(error)}") from None
 

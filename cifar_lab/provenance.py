@@ -14,7 +14,7 @@ from cifar_lab import store
 from cifar_lab.config import Config
 from cifar_lab.datamodule import split_digest
 from cifar_lab.datasets import Dataset
-from cifar_lab.machine import processor
+from cifar_lab.machine import device_tags
 from cifar_lab.sources import file_digest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -25,7 +25,7 @@ def machine_tags(accelerator: str) -> dict[str, str]:
     return {
         "code_digest": _code_digest(),
         "accelerator": accelerator,
-        "device": torch.cuda.get_device_name() if accelerator == "cuda" else processor(),
+        **device_tags(accelerator),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "pytorch_lightning": pytorch_lightning.__version__,

@@ -3,11 +3,14 @@
 import multiprocessing
 import os
 import signal
+import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from threading import Thread
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from threading import Event, Thread
 from typing import Any
 
 import torch.distributed as dist
@@ -18,6 +21,8 @@ from cifar_lab.config import UserError
 
 POLL_SECONDS = 0.05
 END_SECONDS = 1.0
+NOTICE_SECONDS = 10.0  # in which a rank itself can notice that another is gone
+DIED = "one of its processes died (out of memory?); start again to continue"
 
 
 class _Here(LightningEnvironment):
@@ -44,12 +49,12 @@ def ranks(devices: int, accelerator: str, body: Callable[..., Any], *arguments: 
 
     They end with it, however it ends. Raises UserError if one of them dies.
     """
-    # as those of a pool: CUDA does not survive a fork
-    context = multiprocessing.get_context("forkserver" if accelerator == "cpu" else "spawn")
+    context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["cifar_lab.train"])
     store = dist.TCPStore("127.0.0.1", 0, devices, is_master=True, wait_for_workers=False)
     group = (accelerator, store.port, devices)
     others = [context.Process(target=_other, args=(rank, group, body, arguments)) for rank in range(1, devices)]
+    over = Event()
     try:
         for other in others:
             other.start()
@@ -57,6 +62,7 @@ def ranks(devices: int, accelerator: str, body: Callable[..., Any], *arguments: 
             if any(other.exitcode for other in others):
                 raise RuntimeError
             time.sleep(POLL_SECONDS)
+        Thread(target=_watch, args=(others, store.port, over), daemon=True).start()
         _join(0, store, accelerator, devices)
         yield
     except RuntimeError as error:  # of gloo and NCCL too, when another rank is gone
@@ -65,7 +71,7 @@ def ranks(devices: int, accelerator: str, body: Callable[..., Any], *arguments: 
         if store.check(["error"]):
             raise RuntimeError(store.get("error").decode()) from error
         if any(other.exitcode for other in others):
-            raise UserError("one of its processes died (out of memory?); start again to continue") from None
+            raise UserError(DIED) from None
         raise
     finally:
         for other in others:
@@ -73,6 +79,19 @@ def ranks(devices: int, accelerator: str, body: Callable[..., Any], *arguments: 
             other.join()
         if dist.is_initialized():
             dist.destroy_process_group()
+        over.set()
+
+
+def _watch(others: Sequence[BaseProcess], port: int, over: Event) -> None:
+    """End this process if another rank has died and this one does not notice: NCCL would wait for ten minutes."""
+    store = dist.TCPStore("127.0.0.1", port)  # a connection of its own: this process may be waiting in the other
+    while not over.wait(POLL_SECONDS):
+        ended = [rank for rank, other in enumerate(others, 1) if wait([other.sentinel], 0)]
+        if all(store.check([f"{rank} done"]) for rank in ended) or over.wait(NOTICE_SECONDS):
+            continue
+        error = store.get("error").decode() if store.check(["error"]) else DIED
+        print(error, file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def _other(rank: int, group: tuple[str, int, int], body: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
@@ -84,6 +103,7 @@ def _other(rank: int, group: tuple[str, int, int], body: Callable[..., Any], arg
     try:
         _join(rank, store, accelerator, devices)
         body(rank, *arguments)
+        store.set(f"{rank} done", "")
     except UserError:  # rank 0 raises it too
         os._exit(1)
     except Exception:

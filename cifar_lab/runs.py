@@ -12,12 +12,16 @@ from cifar_lab.config import UserError
 
 PAGE = 1000
 ALIAS = "champion"
+ON_CPU = {"device": "cpu"}  # model_config of a champion: MLflow would take CUDA, where its weights are not
 # What besides config, images and seed may change a run's bits: a run is continued only where all of it is the same.
 CIRCUMSTANCES = {
     "code_digest": "code",
     "lock_digest": "lock file",
     "accelerator": "accelerator",
     "device": "device",
+    "driver": "driver",
+    "cudnn": "cuDNN",
+    "tf32": "TF32",
     "python": "Python",
     "torch": "torch",
     "pytorch_lightning": "pytorch_lightning",
@@ -26,7 +30,7 @@ CIRCUMSTANCES = {
 
 def circumstances_that_differ(run: Run, tags: Mapping[str, str]) -> list[str]:
     """Names of the CIRCUMSTANCES of `run` that are not those in `tags`."""
-    return [name for tag, name in CIRCUMSTANCES.items() if run.data.tags.get(tag) != tags[tag]]
+    return [name for tag, name in CIRCUMSTANCES.items() if run.data.tags.get(tag) != tags.get(tag)]
 
 
 def _search(

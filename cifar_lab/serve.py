@@ -23,7 +23,7 @@ def serve(model: str | None, port: int) -> int:
     address = model or runs.champion_address(client)
     ui.check_port(port, f"make serve PORT={port + 1}")
     try:
-        found = mlflow.pyfunc.load_model(address)
+        found = mlflow.pyfunc.load_model(address, model_config=runs.ON_CPU)
     except MlflowException as error:
         raise UserError(f"{address}: {store.explain(error)}") from None
     classes = (found.metadata.metadata or {}).get("classes")

@@ -7,8 +7,8 @@ import logging
 import platform
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from cifar_lab.classifier import Classifier
 from cifar_lab.config import Config, UserError
 from cifar_lab.datamodule import CIFAR10DataModule, batch_sizes, derive_seed
 from cifar_lab.datasets import Dataset
-from cifar_lab.machine import resolve_accelerator
+from cifar_lab.machine import exact_fp32, resolve_accelerator
 from cifar_lab.models import make_model
 from cifar_lab.ranks import ddp, ranks
 from cifar_lab.sources import staged
@@ -70,7 +71,7 @@ def train(
     exists, training goes on from it. On the same machine the same arguments give the same weights and metrics, bit for
     bit, in one go or in pieces. With several `trainer.devices` the caller is one of so many processes, and alone calls
     `report` and `callbacks`. `config` must be resolved (see resolve_config). Raises NonFiniteLoss, DataError (the
-    checkpoint can't be written), UserError (it can't be read).
+    checkpoint can't be written), UserError (it can't be read, or memory is short).
     """
     if accelerator == "auto":
         accelerator = resolve_accelerator("auto")
@@ -94,7 +95,8 @@ def _train(
     torch.set_num_threads(config.trainer.threads)
     torch.utils.deterministic.fill_uninitialized_memory = False  # it costs time, and changes no result of ours
     keep_freed_memory()
-    with torch.random.fork_rng():
+    exact_fp32()
+    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
         torch.manual_seed(derive_seed(seed, INITIALISATION))
         model = make_model(config, dataset)
     model.tta = config.trainer.tta
@@ -102,32 +104,49 @@ def _train(
     images = len(dataset.labels["train"]) - config.data.val_size
     trainer = _trainer(rank, config, images, accelerator, [*callbacks, record])
     batches = CIFAR10DataModule(dataset, config, seed)
-    trainer.fit(model, batches, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
-    report(record.epochs)  # of a run that was complete already
-    scores = _decimals(trainer.test(model, batches, verbose=False)[0]) if test else {}
+    with _enough_memory():
+        trainer.fit(model, batches, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+        report(record.epochs)  # of a run that was complete already
+        scores = _decimals(trainer.test(model, batches, verbose=False)[0]) if test else {}
     return Result(model, tuple(record.epochs), scores, weights_digest(model))
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    """Raises UserError where the device, or this machine, has not enough for what is done within it."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
+            raise
+        reason = " ".join(str(error).split(". ")[:2]).partition("\n")[0]
+        raise UserError(
+            f"not enough memory ({reason}); try fewer --jobs or a smaller trainer.micro_batch_size"
+        ) from None
 
 
 def _trainer(rank: int, config: Config, images: int, accelerator: str, callbacks: Sequence[Callback]) -> Trainer:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # not its tips and device lists
+    warnings.filterwarnings("ignore", message="GPU available but not used")  # which the user decided
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")  # Lightning's own use of torch
     warnings.filterwarnings("ignore", message=".*sync_dist=True")  # Classifier sums over the ranks itself
     warnings.filterwarnings("ignore", message=".*broadcast_buffers")  # its new name is not in every torch
     batch_size, micro_batch_size = batch_sizes(config.trainer, images)
+    devices = config.trainer.devices
     return Trainer(
         accelerator=accelerator,
-        devices=config.trainer.devices,
-        strategy=ddp(rank) if config.trainer.devices > 1 else "auto",
+        devices=devices,
+        strategy=ddp(rank) if devices > 1 else "auto",
         precision={"fp32": "32-true", "bf16": "bf16-mixed"}[config.trainer.precision],
         max_epochs=config.trainer.epochs,
         accumulate_grad_batches=batch_size // micro_batch_size,
         limit_val_batches=1.0 if config.data.val_size else 0,
-        deterministic="warn",
+        deterministic="warn" if accelerator == "mps" else True,  # there max pooling's gradient is not
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # batches are divided by CIFAR10DataModule
         logger=False,
         callbacks=list(callbacks),
-        plugins=[_WholeCheckpoint()],
+        plugins=[_WholeCheckpoint(), *([] if devices > 1 else [LightningEnvironment()])],  # not a part of a SLURM job
         enable_progress_bar=False,
         enable_model_summary=False,
     )
@@ -190,7 +209,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def _decimals(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Float32 values as their shortest decimals: 0.1, not 0.10000000149."""
-    return {name: float(str(np.float32(value))) for name, value in metrics.items()}
+    return {name: float(str(np.float32(float(value)))) for name, value in metrics.items()}
 
 
 def weights_digest(model: torch.nn.Module) -> str:

@@ -5,6 +5,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 from filelock import Timeout
@@ -15,6 +16,7 @@ from pytorch_lightning import Callback
 from cifar_lab import results, runs, store, tracking
 from cifar_lab.config import Config, UserError
 from cifar_lab.datasets import Dataset, open_dataset, select
+from cifar_lab.machine import device_tags
 from cifar_lab.provenance import machine_tags
 from cifar_lab.ranks import follow_parent
 from cifar_lab.train import Epoch, train
@@ -23,15 +25,18 @@ CLAIM_SECONDS = 1.0
 SIGTERM_CODE = 128 + signal.SIGTERM
 
 
-def start_worker(settings: Mapping[str, str]) -> None:
-    """Leave Ctrl-C to the driver, stop on SIGTERM, never outlive the driver; take MLflow's settings from it."""
+def start_worker(settings: SimpleQueue) -> None:
+    """Leave Ctrl-C to the driver, stop on SIGTERM, never outlive the driver.
+
+    settings: environment variables, for each worker its own; they choose its GPU, so none may be in use here yet.
+    """
 
     def stop(*_: object) -> None:
         _Worker.stopping = True
         if not _Worker.busy:
             os._exit(SIGTERM_CODE)
 
-    os.environ.update(settings)
+    os.environ.update(settings.get())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, stop)
     follow_parent()
@@ -61,11 +66,9 @@ def working(tags: Mapping[str, str]) -> Iterator[MlflowClient]:
 def train_one(parent: Run, config: Config, tags: Mapping[str, str], dataset: Path | Dataset) -> bool:
     """Train and track the run with these tags under `parent`, or what is left of it; the body of a worker process.
 
-    On a cluster the tags of the machine are replaced by those of this node. dataset: itself, or its cache folder.
+    dataset: itself, or its cache folder.
     False if another process is training it. Raises UserError, which says in one line what went wrong.
     """
-    if "cluster" in tags:
-        tags = {**tags, **machine_tags(tags["accelerator"])}
     try:
         with working(tags) as client:
             before = runs.children(client, parent, f"tags.seed = '{tags['seed']}'")
@@ -81,7 +84,14 @@ def train_one(parent: Run, config: Config, tags: Mapping[str, str], dataset: Pat
 
 
 def run_to_train(client: MlflowClient, parent: Run, before: Sequence[Run], tags: Mapping[str, str], name: str) -> Run:
-    """The unfinished one of the runs `before` that can go on, or a new one; checkpoints of the others are of no use."""
+    """The unfinished one of the runs `before` that can go on, or a new one; checkpoints of the others are of no use.
+
+    The machine in `tags` gives way to that of this process: a node of a cluster, or a GPU of several.
+    """
+    if "cluster" in tags:
+        tags = {**tags, **machine_tags(tags["accelerator"])}
+    elif tags["accelerator"] == "cuda":
+        tags = {**tags, **device_tags("cuda")}
     ours = [run for run in before if runs.is_ours(run, tags)]
     for run in reversed(ours):
         if runs.can_continue(run, tags):

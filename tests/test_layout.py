@@ -48,6 +48,7 @@ ORDER = [
     "sweep",
     "experiment",
     "reproduce",
+    "check_gpu",
     "sets",
     "compare",
     "report",
