@@ -4,12 +4,14 @@ import errno
 import hashlib
 import json
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 EXPERIMENTS = Path("experiments")
+LONGEST = 1 << 20  # bytes of an experiment file
 DISK_TROUBLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR)
 
 
@@ -155,28 +157,50 @@ class Config(Section):
         return "\n".join(lines)
 
 
-def load_config(name: str, overrides: list[str] | None = None) -> Config:
+def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     """Config of `experiments/<name>.toml`, or of a file named by its path, with `section.key=value` overrides applied.
 
     Raises UsageError: no such file, not TOML, an unknown key, a wrong type or value.
     """
+    return parse_config(*read_experiment(name), overrides)
+
+
+def read_experiment(name: str) -> tuple[str, str]:
+    """Text of `experiments/<name>.toml`, or of a file named by its path, and that path. Raises UsageError."""
     path = Path(name) if name.endswith(".toml") else EXPERIMENTS / f"{name}.toml"
     try:
-        values = tomllib.loads(path.read_text())
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path} is not a file")
+        with path.open("rb") as file:
+            text = file.read(LONGEST + 1)
+        if len(text) > LONGEST:
+            raise UsageError(f"{path} is no experiment file: it has more than {LONGEST:,} bytes")
+        return text.decode("utf-8-sig"), str(path)
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in EXPERIMENTS.glob("*.toml"))) or "none"
         raise UsageError(f"no experiment {name!r}; {EXPERIMENTS}/ has: {known}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: {error}") from None
-    for override in overrides or []:
+
+
+def parse_config(text: str, place: str, overrides: Sequence[str] = ()) -> Config:
+    """Config of the text of an experiment file, with overrides applied; `place` is where it is from.
+
+    Raises UsageError: not TOML, an unknown key, a wrong type or value.
+    """
+    try:
+        values = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError of numbers with thousands of digits too
+        raise UsageError(f"{place}: {error}") from None
+    for override in overrides:
         section, key, value = _parse_override(override)
         if not isinstance(values.setdefault(section, {}), dict):
-            raise UsageError(f"{path}: {section} is not a section; write [{section}]")
+            raise UsageError(f"{place}: {section} is not a section; write [{section}]")
         values[section][key] = value
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise UsageError(f"{path}: {_first_line(error)}") from None
+        raise UsageError(f"{place}: {_first_line(error)}") from None
 
 
 def experiment_name(name: str) -> str:
@@ -191,7 +215,7 @@ def _parse_override(text: str) -> tuple[str, str, Any]:
         raise UsageError(f"--set {text}: write --set section.key=value, such as --set optim.learning_rate=0.1")
     try:
         return section, key, tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return section, key, raw.strip()  # a bare word is a string
 
 

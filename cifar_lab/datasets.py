@@ -1,9 +1,11 @@
 """A data set as uint8 arrays in memory: found, decoded once, kept in a cache, opened at once."""
 
-import contextlib
 import hashlib
 import json
+import shutil
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from cifar_lab.config import DataConfig, UsageError
 from cifar_lab.search import find_source
 from cifar_lab.sources import DATA, DataError, Images, Source, staged
 
+KINDS = ("images", "labels")
 LONGEST_NAME = 30  # of classes, in that of their MLflow experiment
 
 
@@ -49,47 +52,49 @@ def load_dataset(data: str = "auto", data_dir: Path | None = None) -> tuple[Data
 def decoded(source: Source) -> Dataset:
     """The data set of a source, from the cache if it is there. Raises DataError and OSError."""
     folder = DATA / "cache" / source.digest()[:16]
-    if not folder.is_dir():
-        DATA.mkdir(exist_ok=True)
-        with FileLock(DATA / ".lock"):
-            if not folder.is_dir():
-                _write(source.decode(), folder)
-    return _verified(folder)
-
-
-def _verified(folder: Path) -> Dataset:
-    dataset = open_dataset(folder)
-    if _digest(dataset.classes, dataset.images, dataset.labels) != dataset.digest:
-        raise DataError(f"the cache {folder} is damaged; delete it and start again")
-    return dataset
+    with suppress(DataError):
+        return open_dataset(folder)
+    DATA.mkdir(exist_ok=True)
+    with FileLock(DATA / ".lock"):
+        with suppress(DataError):  # another process was here meanwhile
+            return open_dataset(folder)
+        if folder.exists():
+            print(f"the decoded images in {folder} are damaged; decoding them anew", file=sys.stderr)
+            shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+        _write(source.decode(), folder)
+    return open_dataset(folder)
 
 
 def find_cached(digest: str) -> Dataset | None:
-    """The data set in `data/cache/` whose digest begins with `digest`. Raises DataError if it is damaged."""
+    """The data set in `data/cache/` whose digest begins with `digest`, if it is there and not damaged."""
     for meta in sorted((DATA / "cache").glob("*/meta.json")):
-        with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
+        with suppress(DataError, ValueError, KeyError, TypeError, OSError):
             if json.loads(meta.read_text())["digest"].startswith(digest):
-                return _verified(meta.parent)
+                return open_dataset(meta.parent)
     return None
 
 
 def open_dataset(folder: Path) -> Dataset:
-    """The data set in a cache folder, memory-mapped. Raises DataError."""
+    """The data set in a cache folder, read and verified: what happens to the files afterwards changes nothing.
+
+    Raises DataError.
+    """
     try:
         meta = json.loads((folder / "meta.json").read_text())
-        arrays = {
-            f"{kind}_{split}": np.load(folder / f"{kind}_{split}.npy", mmap_mode="c")
-            for kind in ("images", "labels")
-            for split in SPLITS
-        }
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"the cache {folder} is damaged ({error}); delete it and start again") from None
-    return Dataset(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in meta.items()},
-        folder=folder,
-        images={split: arrays[f"images_{split}"] for split in SPLITS},
-        labels={split: arrays[f"labels_{split}"] for split in SPLITS},
-    )
+        arrays = {f"{kind}_{split}": np.load(folder / f"{kind}_{split}.npy") for kind in KINDS for split in SPLITS}
+        dataset = Dataset(
+            **{key: tuple(value) if isinstance(value, list) else value for key, value in meta.items()},
+            folder=folder,
+            images={split: arrays[f"images_{split}"] for split in SPLITS},
+            labels={split: arrays[f"labels_{split}"] for split in SPLITS},
+        )
+        if _digest(dataset.classes, dataset.images, dataset.labels) != dataset.digest:
+            raise ValueError("their digest is another one")
+    except FileNotFoundError:
+        raise DataError(f"the decoded images in {folder} are gone; start again to decode them anew") from None
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        raise DataError(f"the decoded images in {folder} are damaged ({error}); start again") from None
+    return dataset
 
 
 def select(dataset: Dataset, data: DataConfig) -> Dataset:

@@ -40,6 +40,8 @@ def run_experiments(
         going_on = f", {len(item.continuing)} of them continued" if item.continuing else ""
         to_train = f"{len(item.missing)} of {len(item.seeds)} runs to train on {workers.accelerator}"
         console.print(f"{item.name}: {to_train}{going_on}")
+        for name in item.damaged:
+            console.print(f"  the checkpoint of {name} is damaged, so it starts anew")
         if differences := ", ".join(item.differences):
             console.print(
                 f"  not the same as before: {differences}. Finished runs are kept, unfinished ones start anew"

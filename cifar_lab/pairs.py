@@ -43,7 +43,7 @@ def run_pairs(
 
 def _print_answer(client: MlflowClient, ordinary: Repeats, pairwise: Repeats) -> None:
     finished = runs.finished_runs(client, pairwise.parent)
-    accuracies = np.stack([results.load_pairs(client, run.info.run_id) for run in finished])
+    accuracies = np.stack([results.load_pairs(client, run) for run in finished])
     names = [f"{first} - {second}" for first, second in combinations(pairwise.dataset.classes, 2)]
     title = f"{pairwise.name}, mean of {len(finished)} seeds"
     results.log_pairs(client, pairwise.parent.info.run_id, accuracies.mean(axis=0), pairwise.dataset.classes, title)

@@ -100,7 +100,8 @@ def _load(client: MlflowClient, model: str | None) -> Model:
 
 
 def _of_run(client: MlflowClient, prefix: str) -> Model:
-    from cifar_lab.trained import classes_of, network_of  # with Lightning, which a registered model does not need
+    from cifar_lab.results import load_confusion  # with Lightning, which a registered model does not need
+    from cifar_lab.trained import network_of
 
     run = runs.find_run(client, prefix)
     if run.data.tags.get("kind") not in ("run", "reproduction") or run.info.status != "FINISHED":
@@ -111,7 +112,7 @@ def _of_run(client: MlflowClient, prefix: str) -> Model:
         with torch.inference_mode():
             return network(torch.from_numpy(pixels)).numpy()
 
-    return classes_of(client, run), compute
+    return load_confusion(client, run)[0], compute
 
 
 def _top(probabilities: np.ndarray, classes: Sequence[str], top: int) -> list[dict[str, object]]:

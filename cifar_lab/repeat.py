@@ -57,6 +57,12 @@ class Repeats:
         return [seed for seed in self.missing if seed in able]
 
     @property
+    def damaged(self) -> list[str]:
+        """Names of the runs that can't go on because their checkpoint is damaged."""
+        left = [(run, store.checkpoint_of(run.info.run_id)) for run in self.unfinished]
+        return [run.info.run_name for run, checkpoint in left if checkpoint.exists() and not store.is_whole(checkpoint)]
+
+    @property
     def differences(self) -> list[str]:
         """What is not now as it was for runs that finished or can't go on, though their config is the same."""
         anew = [run for run in self.unfinished if int(run.data.tags["seed"]) in {*self.missing} - {*self.continuing}]

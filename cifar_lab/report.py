@@ -1,13 +1,11 @@
 """One page about finished repeats: results, curves, errors, calibration, examples, and how to get them again."""
 
 import base64
-import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -22,6 +20,7 @@ from cifar_lab.calibration import Reliability, reliability
 from cifar_lab.comparison import Sample, Summary, summarise
 from cifar_lab.datasets import Dataset
 from cifar_lab.figures import plot_bands, plot_reliability, plot_seeds
+from cifar_lab.heatmaps import confusion_plot
 from cifar_lab.progress import clock
 from cifar_lab.sets import Sets, curves_of, load_sets, remarks, values_of
 from cifar_lab.sources import staged
@@ -66,6 +65,7 @@ def render(client: MlflowClient, sets: Sets) -> str:
     probabilities = {name: _probabilities(client, run, dataset) for name, run in shown.items()}
     calibration = {name: reliability(p, dataset.labels["test"]) for name, p in probabilities.items()}
     name = next(name for name, run in shown.items() if run.info.run_id == best.info.run_id)
+    _, counts = results.load_confusion(client, best)
     curve, curves = curves_of(client, sets)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -88,9 +88,9 @@ def render(client: MlflowClient, sets: Sets) -> str:
         remarks=remarks(sets),
         seeds=_seeds_picture(sets),
         curves=_curves_picture(curve, curves),
-        heatmap=_heatmap(client, best),
-        confused=_confused(client, best, dataset, probabilities[name]),
-        scores=_table(client, best, "per_class/test.csv"),
+        heatmap=_heatmap(best, counts, dataset),
+        confused=_confused(counts, dataset, probabilities[name]),
+        scores=results.class_scores(counts, dataset.classes),
         reliability=_reliability_picture(calibration),
         shown=shown,
         mistakes=_mistakes(dataset, probabilities[name]),
@@ -171,33 +171,23 @@ def _reliability_picture(calibration: Mapping[str, Reliability]) -> Picture:
     )
 
 
-def _heatmap(client: MlflowClient, run: Run) -> Picture:
-    with TemporaryDirectory() as folder:
-        png = Path(client.download_artifacts(run.info.run_id, "confusion/test.png", folder)).read_bytes()
+def _heatmap(run: Run, counts: np.ndarray, dataset: Dataset) -> Picture:
+    pixels = confusion_plot(dataset.classes, dataset.superclasses).pixels(counts, f"{run.info.run_name}, test")
     accuracy = run.data.metrics["test/acc"]
-    return Picture(
-        _uri(png), f"Confusion heatmap of {run.info.run_name} on the test images, {accuracy:.2%} on the diagonal"
-    )
+    alt = f"Confusion heatmap of {run.info.run_name} on the test images, {accuracy:.2%} on the diagonal"
+    return Picture(_pixels(pixels), alt)
 
 
-def _table(client: MlflowClient, run: Run, path: str) -> list[list[str]]:
-    with TemporaryDirectory() as folder:
-        text = Path(client.download_artifacts(run.info.run_id, path, folder)).read_text()
-    return list(csv.reader(text.splitlines()))
-
-
-def _confused(client: MlflowClient, run: Run, dataset: Dataset, probabilities: np.ndarray) -> list[dict[str, object]]:
+def _confused(counts: np.ndarray, dataset: Dataset, probabilities: np.ndarray) -> list[dict[str, object]]:
     """The most frequent errors, each with the images in which it is made with the most confidence."""
-    _, *rows = _table(client, run, "confusion/test_pairs.csv")
     predicted, found = probabilities.argmax(axis=1), []
-    for true, wrong, count, share in rows[:CONFUSED]:
-        labels = dataset.classes.index(true), dataset.classes.index(wrong)
-        which = np.flatnonzero((dataset.labels["test"] == labels[0]) & (predicted == labels[1]))
-        which = which[np.argsort(-probabilities[which, labels[1]], kind="stable")][:EXAMPLES]
+    for label, guess in results.most_confused(counts, CONFUSED):
+        true, wrong, count = dataset.classes[label], dataset.classes[guess], int(counts[label, guess])
+        which = np.flatnonzero((dataset.labels["test"] == label) & (predicted == guess))
+        which = which[np.argsort(-probabilities[which, guess], kind="stable")][:EXAMPLES]
         pictures = [Picture(_pixels(dataset.images["test"][i]), f"{true} taken for {wrong}") for i in which]
-        found.append(
-            {"true": true, "wrong": wrong, "count": count, "share": f"{float(share):.1%}", "pictures": pictures}
-        )
+        share = f"{count / counts[label].sum():.1%}"
+        found.append({"true": true, "wrong": wrong, "count": count, "share": share, "pictures": pictures})
     return found
 
 

@@ -1,16 +1,17 @@
 """What finished runs leave: scores, tables and pictures on each run, statistics over seeds on the parent."""
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
-from mlflow.entities import Metric
+from mlflow.entities import Metric, Run
 from mlflow.tracking import MlflowClient
 from sklearn.metrics import precision_recall_fscore_support
 
+from cifar_lab.artifacts import load_text, log_texts
 from cifar_lab.comparison import Summary, summarise
 from cifar_lab.datasets import Dataset
 from cifar_lab.figures import plot_learning_curves
@@ -31,14 +32,16 @@ def log_result(client: MlflowClient, run_id: str, result: Result, dataset: Datas
     metrics = [Metric(metric, value, last.ended, last.number) for metric, value in result.test.items()]
     client.log_batch(run_id, metrics=metrics)
     confusions = {"val": last.confusion, "test": result.model.confusion["test"]}
+    texts = {}
     for stage in ["val", "test"] if last.confusion is not None else ["test"]:
         counts = confusions[stage].cpu().numpy()
         table = [["true \\ predicted", *classes], *([label, *row] for label, row in zip(classes, counts, strict=True))]
-        client.log_text(run_id, _csv(table), f"confusion/{stage}.csv")
+        texts[f"confusion/{stage}.csv"] = _csv(table)
+        texts[f"confusion/{stage}_pairs.csv"] = _csv(_most_confused(counts, classes))
+        texts[f"per_class/{stage}.csv"] = _csv(class_scores(counts, classes))
         heatmap = confusion_plot(classes, dataset.superclasses).pixels(counts, f"{name}, {stage}")
         client.log_image(run_id, heatmap, f"confusion/{stage}.png")
-        client.log_text(run_id, _csv(_most_confused(counts, classes)), f"confusion/{stage}_pairs.csv")
-        client.log_text(run_id, _csv(_class_scores(counts, classes)), f"per_class/{stage}.csv")
+    log_texts(client, run_id, texts)
     if result.model.coupling:
         accuracies = _pair_accuracies(result.model.pair_errors["test"].cpu().numpy(), confusions["test"].cpu().numpy())
         log_pairs(client, run_id, accuracies, classes, name)
@@ -58,7 +61,7 @@ def log_pairs(client: MlflowClient, run_id: str, accuracies: np.ndarray, classes
     accuracies: (pairs,), pairs as in itertools.combinations.
     """
     rows = [(*pair, f"{accuracy:.4f}") for pair, accuracy in zip(combinations(classes, 2), accuracies, strict=True)]
-    client.log_text(run_id, _csv([("first", "second", "accuracy"), *rows]), PAIRS)
+    log_texts(client, run_id, {PAIRS: _csv([("first", "second", "accuracy"), *rows])})
     client.log_figure(run_id, plot_pairs(accuracies, classes, name), PAIRS.replace(".csv", ".png"))
 
 
@@ -67,11 +70,15 @@ def log_report(client: MlflowClient, parent_id: str, page: str) -> None:
     client.log_text(parent_id, page, "report.html")
 
 
-def load_pairs(client: MlflowClient, run_id: str) -> np.ndarray:
+def load_pairs(client: MlflowClient, run: Run) -> np.ndarray:
     """What log_pairs logged of a run."""
-    with TemporaryDirectory() as folder:
-        table = Path(client.download_artifacts(run_id, PAIRS, folder)).read_text()
-    return np.array([float(row["accuracy"]) for row in csv.DictReader(table.splitlines())])
+    return np.array([float(row["accuracy"]) for row in csv.DictReader(io.StringIO(load_text(client, run, PAIRS)))])
+
+
+def load_confusion(client: MlflowClient, run: Run) -> tuple[tuple[str, ...], np.ndarray]:
+    """Class names, in the order of the network's outputs, and test confusion counts (classes, classes) of a run."""
+    (_, *classes), *rows = csv.reader(io.StringIO(load_text(client, run, "confusion/test.csv")))
+    return tuple(classes), np.array([[int(count) for count in counts] for _, *counts in rows])
 
 
 def _pair_accuracies(errors: np.ndarray, confusion: np.ndarray) -> np.ndarray:
@@ -95,7 +102,8 @@ def _most_confused(counts: np.ndarray, classes: Sequence[str]) -> list[Sequence[
     return rows
 
 
-def _class_scores(counts: np.ndarray, classes: Sequence[str]) -> list[Sequence[object]]:
+def class_scores(counts: np.ndarray, classes: Sequence[str]) -> list[Sequence[object]]:
+    """Rows of a table with precision, recall and F1 of each class, from (classes, classes) counts; first the header."""
     true, predicted = np.indices(counts.shape).reshape(2, -1)
     scores = precision_recall_fscore_support(true, predicted, sample_weight=counts.ravel(), zero_division=0)
     rows = zip(classes, *scores, strict=True)
@@ -104,7 +112,9 @@ def _class_scores(counts: np.ndarray, classes: Sequence[str]) -> list[Sequence[o
 
 
 def _csv(rows: Sequence[Sequence[object]]) -> str:
-    return "".join(",".join(map(str, row)) + "\n" for row in rows)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def log_repeats(

@@ -109,8 +109,9 @@ def unfinished_runs(client: MlflowClient, parent: Run) -> list[Run]:
 
 def can_continue(run: Run, tags: Mapping[str, str]) -> bool:
     """Whether an unfinished run, continued by a process with these tags, ends with the bits of one in one go."""
-    complete = store.checkpoint_of(run.info.run_id).exists() or "train/acc" not in run.data.metrics
-    there = "cluster" in tags or complete  # a cluster's runs have their checkpoints on the server
+    checkpoint, begun = store.checkpoint_of(run.info.run_id), "train/acc" in run.data.metrics
+    there = store.is_whole(checkpoint) if checkpoint.exists() else not begun
+    there = there or "cluster" in tags  # whose runs have their checkpoints on the server
     return is_ours(run, tags) and there and not circumstances_that_differ(run, tags)
 
 

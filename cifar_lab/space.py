@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from cifar_lab.config import Config, UsageError, load_config
+from cifar_lab.config import Config, UsageError, parse_config, read_experiment
 
 RANGE = re.compile(r"([^=]+)=\s*(\S+?)\.\.([^:\s]+)(:log)?\s*")
 
@@ -26,16 +26,19 @@ class Range:
 
 @dataclass(frozen=True)
 class Space:
-    """The experiment `name` from `file`, with `fixed` overrides, and the `ranges` of what is searched."""
+    """The experiment `name`, its file's `text` as it was at the start, `fixed` overrides, and `ranges` to search."""
 
     name: str
     file: str
+    text: str
     fixed: tuple[str, ...]
     ranges: Mapping[str, Range]
 
     def config(self, settings: Mapping[str, float]) -> Config:
         """The experiment with some settings. Raises UsageError if it does not allow them."""
-        return load_config(self.file, [*self.fixed, *(f"{key}={value!r}" for key, value in settings.items())])
+        return parse_config(
+            self.text, self.file, [*self.fixed, *(f"{key}={value!r}" for key, value in settings.items())]
+        )
 
     def study_name(self, config_hash: str) -> str:
         """The same for the same search on the same images."""
@@ -60,7 +63,8 @@ def parse_space(name: str, file: str, overrides: Sequence[str]) -> Space:
             fixed.append(override)
     if not ranges:
         raise UsageError("nothing to search; give a range, such as --set optim.learning_rate=0.05..0.5:log")
-    space = Space(name, file, tuple(fixed), ranges)
+    text, path = read_experiment(file)
+    space = Space(name, path, text, tuple(fixed), ranges)
     for end in ("low", "high"):
         space.config({key: getattr(value, end) for key, value in ranges.items()})
     return space

@@ -8,6 +8,8 @@ import os
 import re
 import sqlite3
 import uuid
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -194,6 +196,15 @@ def _lock(name: str) -> FileLock:
 def checkpoint_of(run_id: str) -> Path:
     """Where an unfinished run has its last checkpoint."""
     return home() / CHECKPOINTS / run_id / "last.ckpt"
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint is what was written: torch's files are zip archives, which hold a CRC-32 of every record."""
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError):
+        return False
 
 
 def planning() -> FileLock:

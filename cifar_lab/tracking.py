@@ -16,10 +16,11 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.tracking import MlflowClient
 
 from cifar_lab import runs
+from cifar_lab.artifacts import log_texts
 from cifar_lab.config import Config, UserError
 from cifar_lab.datasets import Dataset
 from cifar_lab.heatmaps import confusion_plot
-from cifar_lab.store import checkpoint_of, explain, impatient
+from cifar_lab.store import checkpoint_of, explain, impatient, is_whole
 from cifar_lab.train import Epoch, load_checkpoint
 
 ERROR = "error.txt"  # artifact with the traceback of a failed run
@@ -63,7 +64,7 @@ def _describe(
 ) -> None:
     """Log what goes into a run. To be done for the parent first: MLflow fails if two runs name new images at once."""
     client.log_batch(run_id, params=[Param(key, str(value)) for key, value in parameters.items()])
-    client.log_text(run_id, config.toml(), "config.toml")
+    log_texts(client, run_id, {"config.toml": config.toml()})
     client.log_inputs(run_id, _inputs(dataset))
 
 
@@ -79,8 +80,9 @@ def fetch_checkpoint(client: MlflowClient, run_id: str) -> None:
     """Let the last checkpoint that a run on a cluster left with the server be here, unless this node has its own."""
     checkpoint = checkpoint_of(run_id)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    if checkpoint.exists():
+    if is_whole(checkpoint):
         return
+    checkpoint.unlink(missing_ok=True)
     found = {}
     for file in client.list_artifacts(run_id, UNFINISHED):
         path = Path(client.download_artifacts(run_id, file.path, str(checkpoint.parent)))

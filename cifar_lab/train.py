@@ -7,6 +7,7 @@ import logging
 import platform
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -198,13 +199,23 @@ class _WholeCheckpoint(TorchCheckpointIO):
         return load_checkpoint(Path(path))
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """What train wrote, on the CPU, without unpickling objects. Raises UserError if the file is damaged."""
+def load_checkpoint(path: Path, name: str = "") -> dict[str, Any]:
+    """What train wrote, on the CPU, without unpickling objects.
+
+    Raises UserError, which calls the file `name`, if a byte of it is not as it was written.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            if changed := archive.testzip():
+                raise ValueError(f"{changed} is not what was written")
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        if not {"state_dict", "epoch"} <= set(found):
+            raise ValueError("it is no checkpoint of a run")
     except Exception as error:  # zip, pickle and torch each raise their own
         reason = str(error).partition("\n")[0]
-        raise UserError(f"the checkpoint {path} is damaged ({reason}); delete it and start again") from None
+        advice = "" if name else "; delete it and start again"
+        raise UserError(f"{name or f'the checkpoint {path}'} is damaged ({reason}){advice}") from None
+    return found
 
 
 def _decimals(metrics: Mapping[str, Any]) -> dict[str, float]:

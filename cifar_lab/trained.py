@@ -1,47 +1,50 @@
 """What a tracked run was trained from, and what came out of it: config, images, class names, network."""
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from cifar_lab.config import Config, UserError, load_config
+from cifar_lab.artifacts import downloaded, load_text
+from cifar_lab.config import Config, UserError, parse_config
 from cifar_lab.datasets import Dataset, find_cached, load_dataset, select
 from cifar_lab.models import Probabilities, make_network
-from cifar_lab.train import load_checkpoint
+from cifar_lab.results import load_confusion
+from cifar_lab.train import load_checkpoint, weights_digest
 
 
 def config_of(client: MlflowClient, run: Run) -> Config:
     """The tracked config of a run."""
-    with TemporaryDirectory() as folder:
-        return load_config(client.download_artifacts(run.info.run_id, "config.toml", folder))
+    text = load_text(client, run, "config.toml")
+    return parse_config(text, f"config.toml of {run.info.run_name} ({run.info.run_id})")
 
 
 def dataset_of(client: MlflowClient, run: Run, data_dir: Path | None = None) -> Dataset:
-    """The images of a run from the cache, else what is found now, whose digest need not be the same."""
-    dataset = None if data_dir else find_cached(run.data.tags["data_digest"])
+    """The images of a run, from the cache, else found anew. Raises UserError if only others are found."""
+    digest = run.data.tags["data_digest"]
+    dataset = None if data_dir else find_cached(digest)
     if dataset is None:
         name = client.get_experiment(run.info.experiment_id).name  # cifar10-jpeg and so on
         dataset, _ = load_dataset(name.partition("-")[0], data_dir)
+    if not dataset.digest.startswith(digest):
+        place = data_dir or "what is found here"
+        raise UserError(
+            f"{run.info.run_name} was trained on other images (digest {digest[:12]}) than {place} has: "
+            f"{dataset.title} (digest {dataset.digest[:12]})"
+        )
     return select(dataset, config_of(client, run).data)
 
 
-def classes_of(client: MlflowClient, run: Run) -> tuple[str, ...]:
-    """The class names of a finished run, in the order of its network's outputs."""
-    with TemporaryDirectory() as folder:
-        table = Path(client.download_artifacts(run.info.run_id, "confusion/test.csv", folder)).read_text()
-    return tuple(table.partition("\n")[0].split(",")[1:])
-
-
 def network_of(client: MlflowClient, run: Run) -> Probabilities:
-    """The trained network of a finished run, from its last checkpoint, on the CPU."""
+    """The trained network of a finished run, from its last checkpoint, on the CPU. Raises UserError."""
     config = config_of(client, run)
-    with TemporaryDirectory() as folder:
-        checkpoint = load_checkpoint(Path(client.download_artifacts(run.info.run_id, "checkpoints/last.ckpt", folder)))
-    network = make_network(config, len(classes_of(client, run)))
+    with downloaded(client, run, "checkpoints/last.ckpt") as file:
+        checkpoint = load_checkpoint(file, f"the checkpoint of {run.info.run_name} ({run.info.run_id})")
+    network = make_network(config, len(load_confusion(client, run)[0]))
     try:
         network.load_state_dict(checkpoint["state_dict"])
     except RuntimeError:
         raise UserError(f"the model of {run.info.run_name} ({run.info.run_id}) was made by other code") from None
+    if weights_digest(network) != run.data.tags.get("weights_digest"):
+        raise UserError(f"the checkpoint of {run.info.run_name} ({run.info.run_id}) has not the weights of its run")
     return Probabilities(network, config.data.sides[-1]).eval()

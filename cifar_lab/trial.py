@@ -10,9 +10,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from cifar_lab import runs, store, tracking
 from cifar_lab.config import Config
-from cifar_lab.datasets import open_dataset, select
 from cifar_lab.train import train
-from cifar_lab.worker import Stop, run_to_train, working
+from cifar_lab.worker import Stop, opened, run_to_train, working
 
 DATABASE = "optuna.db"
 FIRST_TRIALS = 5  # before a median means something
@@ -56,8 +55,8 @@ def train_trial(parent: Run, config: Config, tags: Mapping[str, str], dataset_fo
         for run in before:
             if run.info.status == "FINISHED":  # but the driver was gone before it could tell Optuna
                 return run.data.metrics["val/acc"], "pruned" in run.data.tags
+        dataset = opened(dataset_folder, config)
         run = run_to_train(client, parent, before, tags, f"{parent.info.run_name}-trial{tags['trial']}")
-        dataset = select(open_dataset(dataset_folder), config.data)
         prune = _Prune(open_study(tags["study"]), int(tags["trial"]))
         checkpoint, seed = store.checkpoint_of(run.info.run_id), int(tags["seed"])
         with tracking.continued_run(client, run, config, dataset) as run_id:

@@ -1,5 +1,6 @@
 """One run in a process of its own: claimed, trained or continued, tracked, stopped where that is safe."""
 
+import functools
 import os
 import shutil
 import signal
@@ -73,14 +74,20 @@ def train_one(parent: Run, config: Config, tags: Mapping[str, str], dataset: Pat
         with working(tags) as client:
             before = runs.children(client, parent, f"tags.seed = '{tags['seed']}'")
             if all(run.info.status != "FINISHED" for run in before):
+                dataset = opened(dataset, config)
                 run = run_to_train(client, parent, before, tags, f"{parent.info.run_name}-seed{tags['seed']}")
-                if isinstance(dataset, Path):
-                    dataset = open_dataset(dataset)
-                dataset = select(dataset, config.data)
                 train_tracked(client, run, config, dataset, tags["accelerator"], callbacks=[Stop()])
         return True
     except Timeout:
         return False
+
+
+def opened(dataset: Path | Dataset, config: Config) -> Dataset:
+    """The images for `config` of a data set, or of the one in a cache folder, which is read once per process."""
+    return select(dataset if isinstance(dataset, Dataset) else _open_once(dataset), config.data)
+
+
+_open_once = functools.lru_cache(maxsize=1)(open_dataset)
 
 
 def run_to_train(client: MlflowClient, parent: Run, before: Sequence[Run], tags: Mapping[str, str], name: str) -> Run:

@@ -23,7 +23,7 @@ from cifar_lab import official
 from cifar_lab.__main__ import main
 from cifar_lab.catalogue import CIFAR10, CIFAR100
 from cifar_lab.config import DataConfig, UsageError
-from cifar_lab.datasets import load_dataset, open_dataset, select
+from cifar_lab.datasets import find_cached, load_dataset, open_dataset, select
 from cifar_lab.sources import DataError
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -424,17 +424,32 @@ def test_cache_opens_at_once_without_decoding(image_folder, monkeypatch):
     assert again.digest == open_dataset(first.folder).digest == first.digest
 
 
-def test_damaged_cache_is_noticed(image_folder):
+def test_a_damaged_cache_is_made_anew(image_folder, capsys):
     dataset, _ = load_dataset("auto", image_folder)
     file = dataset.folder / "images_train.npy"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(DataError, match="damaged; delete it and start again"):
-        load_dataset("auto", image_folder)
-    (dataset.folder / "meta.json").unlink()
-    with pytest.raises(DataError, match=r"damaged .*; delete it and start again"):
-        load_dataset("auto", image_folder)
+    with pytest.raises(DataError, match=r"are damaged \(their digest is another one\); start again"):
+        open_dataset(dataset.folder)
+    assert find_cached(dataset.digest) is None
+    again, _ = load_dataset("auto", image_folder)
+    assert f"the decoded images in {dataset.folder} are damaged; decoding them anew" in capsys.readouterr().err
+    assert again.digest == dataset.digest
+    assert (again.images["train"] == dataset.images["train"]).all()
+    (dataset.folder / "meta.json").write_text("{")
+    assert load_dataset("auto", image_folder)[0].digest == dataset.digest
+    shutil.rmtree(dataset.folder)
+    with pytest.raises(DataError, match="are gone; start again to decode them anew"):
+        open_dataset(dataset.folder)
+
+
+def test_what_happens_to_the_cache_later_changes_no_image(image_folder):
+    dataset, _ = load_dataset("auto", image_folder)
+    before = dataset.images["train"].copy()
+    with (dataset.folder / "images_train.npy").open("r+b") as file:
+        file.truncate(1000)
+    assert (dataset.images["train"] == before).all()
 
 
 def load_digest(place, digests):

@@ -1,5 +1,7 @@
 """Reproductions of tracked runs through the command line: identical, or what differs and what differs around it."""
 
+import hashlib
+import json
 import re
 import shutil
 from pathlib import Path
@@ -51,11 +53,14 @@ def copied(tracked, tmp_path):
     return folder, client, run
 
 
-def edit_config(run, old, new):
+def edit_config(client, run, old, new):
+    """As if the run had had another config: its artifact is changed, and the digest that belongs to it."""
     file = Path(run.info.artifact_uri) / "config.toml"
     text = file.read_text()
     assert old in text
     file.write_text(text.replace(old, new))
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    client.set_tag(run.info.run_id, "digests", json.dumps({"config.toml": digest}))
 
 
 EDITS = [
@@ -81,8 +86,8 @@ EDITS = [
 
 @pytest.mark.parametrize(("edit", "tolerance", "verdict"), EDITS)
 def test_a_changed_setting_is_found_and_named_unless_it_is_within_the_tolerance(copied, edit, tolerance, verdict):
-    folder, _, run = copied
-    edit_config(run, *edit)
+    folder, client, run = copied
+    edit_config(client, run, *edit)
     code, output = cifar_lab(folder, "reproduce", run.info.run_id, "--tolerance", tolerance)
     assert re.search(verdict, output), output
     assert code == ("different" in verdict)
@@ -97,7 +102,35 @@ def test_another_seed_is_found_and_named(copied):
     assert "what else differs: seed: 0 tracked, 7 now" in output
 
 
-def test_changed_images_are_found_and_named(unused):
+def test_what_was_changed_behind_a_run_is_refused(copied):
+    folder, client, run = copied
+    artifacts = Path(run.info.artifact_uri)
+    config = artifacts / "config.toml"
+    config.write_text(config.read_text().replace("learning_rate = 0.01", "learning_rate = 0.02"))
+    name = f"linear-seed0 ({run.info.run_id})"
+    damaged = f"cifar_lab: the artifact config.toml of {name} is damaged\n"
+    assert cifar_lab(folder, "reproduce", run.info.run_id) == (1, damaged)
+    config.unlink()
+    gone = f"cifar_lab: the artifact config.toml of {name} is gone\n"
+    assert cifar_lab(folder, "reproduce", run.info.run_id) == (1, gone)
+
+    (other,) = client.search_runs([run.info.experiment_id], "attributes.run_name = 'linear-seed1'")
+    (picture,) = write_images(folder / "images", (1, 1)).glob("test/cat/*")
+    predict = ("predict", str(picture), "--model", other.info.run_id)
+    assert cifar_lab(folder, *predict)[0] == 0
+    checkpoint = Path(other.info.artifact_uri) / "checkpoints" / "last.ckpt"
+    kept = checkpoint.read_bytes()
+    checkpoint.write_bytes(kept[:5000] + b"x" + kept[5001:])
+    code, output = cifar_lab(folder, *predict)
+    assert (code, output.count("\n")) == (1, 1)
+    assert f"the checkpoint of linear-seed1 ({other.info.run_id}) is damaged (" in output
+    checkpoint.write_bytes((artifacts / "checkpoints" / "last.ckpt").read_bytes())  # whole, but of another run
+    code, output = cifar_lab(folder, *predict)
+    assert (code, output.count("\n")) == (1, 1)
+    assert f"the checkpoint of linear-seed1 ({other.info.run_id}) has not the weights of its run" in output
+
+
+def test_other_images_than_those_of_the_run_are_refused(unused):
     images = write_images(unused / "images")
     linear = str(EXPERIMENTS / "linear.toml")
     arguments = ("experiment", linear, "--seeds", "1", "--epochs", "1", "--data-dir", str(images))
@@ -106,11 +139,22 @@ def test_changed_images_are_found_and_named(unused):
     client = MlflowClient(f"sqlite:///{unused / 'mlflow.db'}")
     experiment_id = client.get_experiment_by_name("cifar10-png").experiment_id
     (run,) = client.search_runs([experiment_id], "tags.kind = 'run'")
+    digest = run.data.tags["data_digest"]
     (images / "train" / "cat" / "0000.png").write_bytes((images / "train" / "dog" / "0000.png").read_bytes())
     code, output = cifar_lab(unused, "reproduce", run.info.run_id, "--data-dir", str(images))
+    assert (code, output.splitlines()[-1].startswith("cifar_lab: linear-seed0 was trained on other images")) == (
+        1,
+        True,
+    )
+    assert re.search(
+        rf"\(digest {digest[:12]}\) than \S+images has: CIFAR-10 \(PNG copy\) \(digest [0-9a-f]{{12}}\)$", output
+    )
+    shutil.move(unused / "data", unused / "moved")
+    code, output = cifar_lab(unused, "report", "linear", CIFAR_LAB_DATA=str(images))  # the cache is gone
     assert code == 1
-    assert "different: first at epoch 1" in output
-    assert re.search(r"images: [0-9a-f]{32} tracked, [0-9a-f]{32} now", output)
+    assert "data/" in output
+    shutil.rmtree(unused / "data", ignore_errors=True)
+    shutil.move(unused / "moved", unused / "data")
     code, output = cifar_lab(unused, "reproduce", run.info.run_id)  # the cache still has the images of then
     assert code == 0, output
 

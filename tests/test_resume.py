@@ -111,6 +111,36 @@ def test_a_killed_worker_costs_no_run(undisturbed, unused):
     assert recorded(client_of(unused)) == undisturbed
 
 
+def test_images_that_change_meanwhile_change_no_run(undisturbed, unused):
+    driver = Driver(unused, *REPEATS)
+    driver.wait("runs to train")
+    for name in "cnn-seed0", "cnn-seed1":  # so that both workers have read them
+        wait_for_more(driver, client_of(unused), name)
+    for file in unused.glob("data/cache/*/images_*.npy"):
+        with file.open("r+b") as images:
+            images.truncate(2000)
+    assert driver.wait() == 0, driver.output()
+    assert recorded(client_of(unused)) == undisturbed
+
+
+def test_a_damaged_checkpoint_costs_its_run_a_new_start(undisturbed, unused):
+    driver = Driver(unused, *REPEATS)
+    driver.wait("runs to train")
+    wait_for_more(driver, client_of(unused), "cnn-seed0")
+    driver.process.terminate()
+    assert driver.wait() == 130
+    (run,) = runs_in(client_of(unused), "and attributes.run_name = 'cnn-seed0'")
+    checkpoint = unused / "checkpoints" / run.info.run_id / "last.ckpt"
+    content = bytearray(checkpoint.read_bytes())
+    content[len(content) // 2] ^= 1
+    checkpoint.write_bytes(content)
+    driver = Driver(unused, *REPEATS)
+    assert driver.wait() == 0, driver.output()
+    assert "the checkpoint of cnn-seed0 is damaged, so it starts anew" in driver.output()
+    client_of(unused).delete_run(run.info.run_id)
+    assert recorded(client_of(unused)) == undisturbed
+
+
 def test_an_interrupted_experiment_says_what_is_done_and_continues(undisturbed, unused):
     driver = Driver(unused, *REPEATS)
     driver.wait("runs to train")

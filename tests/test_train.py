@@ -10,7 +10,8 @@ from cifar_lab.classifier import NonFiniteLoss
 from cifar_lab.config import UserError, load_config
 from cifar_lab.datasets import load_dataset, open_dataset
 from cifar_lab.sources import DataError
-from cifar_lab.train import resolve_config, train, weights_digest
+from cifar_lab.store import is_whole
+from cifar_lab.train import load_checkpoint, resolve_config, train, weights_digest
 
 
 @pytest.fixture
@@ -150,6 +151,26 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(digits, tmp_path):
 def test_a_damaged_checkpoint_is_named(digits, tmp_path):
     (tmp_path / "run").write_bytes(b"PK no checkpoint")
     with pytest.raises(UserError, match=rf"the checkpoint {tmp_path}/run is damaged \(.*\); delete it and start again"):
+        train(config_of("linear", digits), 0, digits, tmp_path / "run", "cpu")
+
+
+def test_one_flipped_bit_of_a_checkpoint_is_found(digits, tmp_path):
+    config, checkpoint = config_of("linear", digits, "trainer.epochs=2"), tmp_path / "run"
+    with pytest.raises(SystemExit):
+        train(config, 0, digits, checkpoint, "cpu", callbacks=[Stop(15)])
+    whole = bytearray(checkpoint.read_bytes())
+    weights = load_checkpoint(checkpoint)["state_dict"]["head.weight"].numpy().tobytes()
+    place = whole.index(weights) + 1000
+    whole[place] ^= 1
+    checkpoint.write_bytes(whole)
+    assert not is_whole(checkpoint)
+    with pytest.raises(UserError, match=r"is damaged \(\S+/data/\d+ is not what was written\); delete it"):
+        train(config, 0, digits, checkpoint, "cpu")
+
+
+def test_a_file_that_is_no_checkpoint_is_named(digits, tmp_path):
+    torch.save({"epoch": 1}, tmp_path / "run")
+    with pytest.raises(UserError, match=r"is damaged \(it is no checkpoint of a run\)"):
         train(config_of("linear", digits), 0, digits, tmp_path / "run", "cpu")
 
 
