@@ -1,5 +1,6 @@
 """Classifier: what every network shares, one step for all stages, metrics, optimiser."""
 
+import math
 import time
 
 import torch
@@ -15,8 +16,8 @@ from cifar_lab.optim import make_optimizer, make_schedule
 Batch = tuple[Tensor, Tensor]
 
 
-class NonFiniteLoss(UserError):
-    """The loss became nan or infinite."""
+class Diverged(UserError):
+    """The loss became nan or infinite, or ended far above that of guessing."""
 
 
 class Classifier(LightningModule):
@@ -25,10 +26,10 @@ class Classifier(LightningModule):
     A network defines `scores`, (b, outputs). They are the logits; with `one_vs_one` they are of the pairs of classes,
     each trained on its own images alone, and make the logits together (see PairCoupling). `pair_errors[stage]` then has
     the errors of the pairs, (classes, classes).
-    Once per epoch it logs `{train,val,test}/{loss,acc}`, `lr` (of SGD) and `epoch_seconds`, the time of training alone;
-    with `tta` also `test/acc_tta`, with test-time augmentation.
+    Once per epoch it logs `{train,val,test}/{loss,acc}`, `lr` (SGD's, in the last step) and `epoch_seconds`, the time
+    of training alone; with `tta` also `test/acc_tta`, with test-time augmentation.
     Keeps the counts of each stage's last epoch in `confusion[stage]`, (classes, classes), rows true, columns predicted.
-    Raises NonFiniteLoss, which names epoch and step, at the end of the epoch in which it happened.
+    Raises Diverged, which names epoch and step, at the end of an epoch in which the loss became nan or infinite.
     """
 
     def __init__(
@@ -49,6 +50,11 @@ class Classifier(LightningModule):
         self.pair_errors: dict[str, Tensor] = {}
         self.losses: dict[str, list[Tensor]] = {}
         self.outcomes: dict[str, list[Tensor]] = {}  # true class * classes + predicted class, (b,) of each batch
+
+    @property
+    def guessing_loss(self) -> float:
+        """The training loss of a network that knows nothing."""
+        return (self.classes - 1) * math.log(2) if self.coupling else math.log(self.classes)
 
     def normalise(self, images: Tensor) -> Tensor:
         """(b, height, width, 3) uint8 to float32 with mean 0 and standard deviation 1 per channel."""
@@ -92,7 +98,7 @@ class Classifier(LightningModule):
             steps = torch.arange(len(losses), device=self.device)
             first = self.total(steps.where(~losses.isfinite(), len(losses)).min(), "min")
             where = f"epoch {self.current_epoch + 1}, step {first + 1} of {len(losses)}"
-            raise NonFiniteLoss(f"{stage} loss is {total.item()} at {where}; try a smaller learning rate")
+            raise Diverged(f"{stage} loss is {total.item()} at {where}; try a smaller learning rate")
         return total
 
     def end_stage(self, stage: str) -> None:
@@ -106,10 +112,13 @@ class Classifier(LightningModule):
             f"{stage}/acc": self.confusion[stage].trace() / count,
         }
         if stage == "train":
-            values |= {"lr": self.lr_schedulers().get_last_lr()[0], "epoch_seconds": self.epoch_seconds}
+            values |= {"lr": self.learning_rate, "epoch_seconds": self.epoch_seconds}
         if stage == "test" and self.tta:
             values["test/acc_tta"] = self.total(self.right) / count
         self.log_dict(values)
+
+    def on_train_batch_start(self, batch: Batch, index: int) -> None:
+        self.learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         return self.step(batch, "train")

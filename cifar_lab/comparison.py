@@ -8,13 +8,10 @@ from itertools import combinations
 
 import numpy as np
 from scipy import stats
-from scipy.special import comb
 
 from cifar_lab.config import UserError
 
 LEVEL = 0.05  # below it a p-value counts, beside an interval that leaves out zero
-POWER = 0.8
-MOST_SEEDS = 10_000
 NONE = (math.nan, math.nan)
 
 
@@ -61,8 +58,7 @@ class Difference:
     """First minus second sample, over the `n` seeds that both have (paired) or over all of both.
 
     mean with its 95 % intervals, Student's t and bootstrap; p of a permutation test, and the smallest that this n
-    allows, both adjusted for the number of pairs; nan where n gives none. `needed`: the seeds that would show a true
-    difference as large as this one in four of five cases, None for more than MOST_SEEDS.
+    allows, both adjusted for the number of pairs; nan where n gives none.
     """
 
     metric: str
@@ -75,7 +71,6 @@ class Difference:
     bootstrap_ci: tuple[float, float]
     p: float
     smallest_p: float
-    needed: int | None
 
     @property
     def tells(self) -> bool:
@@ -89,10 +84,7 @@ class Difference:
             return f"{self.first if self.mean > 0 else self.second} is higher"
         if not self.smallest_p < LEVEL:
             return "too few seeds to tell anything"
-        if self.mean == 0:
-            return "no difference to be told"
-        needed = f"about {self.needed}" if self.needed else f"more than {MOST_SEEDS}"
-        return f"not told apart; {needed} seeds would tell"
+        return "not told apart"
 
 
 def compare(samples: Sequence[Sample]) -> list[Difference]:
@@ -132,16 +124,14 @@ def _difference(first: Sample, second: Sample, tested: int) -> Difference:
     paired = len(arrays) == 1
     names, mean = (first.metric, first.name, second.name), float(_mean_difference(*arrays))
     if n < 2:
-        return Difference(*names, n, paired, mean, NONE, NONE, math.nan, math.nan, None)
+        return Difference(*names, n, paired, mean, NONE, NONE, math.nan, math.nan)
     test = stats.ttest_1samp(*arrays, 0) if paired else stats.ttest_ind(*arrays, equal_var=False)
     interval = test.confidence_interval()
     kind = "samples" if paired else "independent"
     p = stats.permutation_test(arrays, _mean_difference, permutation_type=kind, rng=_rng()).pvalue
     smallest_p = min(1.0, tested * 2 / (2**n if paired else math.comb(sum(map(len, arrays)), n)))
-    std = float(np.hypot(*(np.std(array, ddof=1) for array in (*arrays, np.zeros(2))[:2])))
-    needed = _needed(abs(mean), std, paired, LEVEL / tested)
     ci = (float(interval.low), float(interval.high))
-    return Difference(*names, n, paired, mean, ci, _bootstrap(arrays), float(p), smallest_p, needed)
+    return Difference(*names, n, paired, mean, ci, _bootstrap(arrays), float(p), smallest_p)
 
 
 def _mean_difference(first: np.ndarray, second: np.ndarray | float = 0.0, axis: int = -1) -> np.ndarray:
@@ -157,12 +147,3 @@ def _bootstrap(samples: tuple[np.ndarray, ...]) -> tuple[float, float]:
 
 def _rng() -> np.random.Generator:
     return np.random.default_rng(0)  # the same input gives the same figures
-
-
-def _needed(mean: float, std: float, paired: bool, level: float) -> int | None:
-    """Smallest n at which a difference of `mean` with this spread is found with probability POWER (two-sided t)."""
-    n = np.arange(2, MOST_SEEDS + 1)
-    detectable = (stats.t.ppf(1 - level / 2, n - 1) + stats.t.ppf(POWER, n - 1)) * std / np.sqrt(n)
-    smallest_p = np.exp2(1.0 - n) if paired else 2 / comb(2 * n, n)
-    enough = n[(detectable <= mean) & (smallest_p < level) & (mean > 0)]
-    return int(enough[0]) if len(enough) else None

@@ -26,11 +26,13 @@ def plot_samples(images: np.ndarray, classes: Sequence[str]) -> Figure:
     return figure
 
 
-def plot_learning_curves(curves: Mapping[str, Mapping[str, np.ndarray]], title: str) -> Figure:
+def plot_learning_curves(
+    curves: Mapping[str, Mapping[str, np.ndarray]], title: str, losses: Mapping[str, str] | None = None
+) -> Figure:
     """Loss and accuracy over completed epochs.
 
     curves: of each line's name ("train", "val") its metrics "loss" and "acc", (epochs,) or (seeds, epochs); of several
-    seeds each is drawn thin and their mean thick.
+    seeds each is drawn thin and their mean thick. losses: what the loss is, by line, where it is not cross-entropy.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     figure.suptitle(title)
@@ -40,7 +42,8 @@ def plot_learning_curves(curves: Mapping[str, Mapping[str, np.ndarray]], title: 
             epochs = np.arange(1, values.shape[1] + 1)
             if len(values) > 1:
                 axes.plot(epochs, values.T, color=color, linewidth=0.7, alpha=0.5)
-            label = f"{name}, mean of {len(values)}" if len(values) > 1 else name
+            kind = f" ({losses[name]})" if metric == "loss" and losses and name in losses else ""
+            label = f"{name}{kind}, mean of {len(values)}" if len(values) > 1 else f"{name}{kind}"
             axes.plot(epochs, values.mean(axis=0), color=color, linewidth=2, label=label)
         axes.set(xlabel="completed epochs", ylabel="cross-entropy" if metric == "loss" else "accuracy")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,6 +1,7 @@
 """What a run's result may depend on besides its images, configuration and seed: code, versions, device."""
 
 import hashlib
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -42,8 +43,7 @@ def run_tags(name: str, config: Config, dataset: Dataset, machine: Mapping[str, 
         "data_digest": dataset.digest[:32],
         "split_digest": split_digest(dataset.labels["train"], config.data),
         "lock_digest": file_digest(lock)[:16] if lock.exists() else "none",
-        "git_dirty": str(bool(_git("status", "--porcelain"))).lower(),
-        "mlflow.source.git.commit": _git("rev-parse", "HEAD") or "none",
+        **_git_tags(),
         "mlflow.source.name": f"cifar_lab experiment {name}",
         "folder": store.folder_id(),
         **machine,
@@ -55,8 +55,21 @@ def _code_digest() -> str:
     return hashlib.sha256("".join(f"{file.name} {file_digest(file)}" for file in files).encode()).hexdigest()[:16]
 
 
-def _git(*command: str) -> str:
+def _git_tags() -> dict[str, str]:
+    """Commit of this package's repository, and whether files differ from it; "unknown" where git does not tell."""
+    root, commit, changes = (
+        _git(*command)
+        for command in (("rev-parse", "--show-toplevel"), ("rev-parse", "HEAD"), ("status", "--porcelain"))
+    )
+    if root is None or Path(root).resolve() != REPOSITORY or commit is None or changes is None:
+        return {"git_dirty": "unknown", "mlflow.source.git.commit": "unknown"}
+    return {"git_dirty": str(bool(changes)).lower(), "mlflow.source.git.commit": commit}
+
+
+def _git(*command: str) -> str | None:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # as in a hook of git's
     try:
-        return subprocess.run(["git", "-C", REPOSITORY, *command], capture_output=True, text=True).stdout.strip()
+        done = subprocess.run(["git", "-C", REPOSITORY, *command], capture_output=True, text=True, env=own)
     except OSError:
-        return ""  # no git here
+        return None  # no git here
+    return None if done.returncode else done.stdout.strip()

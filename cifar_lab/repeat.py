@@ -215,7 +215,8 @@ def summarise_repeats(client: MlflowClient, repeats: Repeats, interrupted: bool)
         for point in client.get_metric_history(parent.info.run_id, "n"):
             if point.value != len(finished):  # of runs deleted since: the new points have to be the later ones
                 ended = max(ended, point.timestamp + 1)
-        results.log_repeats(client, parent.info.run_id, values, curves, ended)
+        losses = results.train_loss(repeats.config.optim.label_smoothing, repeats.config.model.one_vs_one)
+        results.log_repeats(client, parent.info.run_id, values, curves, losses, ended)
     complete = {int(run.data.tags["seed"]) for run in finished}.issuperset(repeats.seeds)
     tracking.mark(client, parent.info.run_id, "FINISHED" if complete else "KILLED" if interrupted else "FAILED")
     return finished

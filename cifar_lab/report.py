@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -204,12 +205,12 @@ def _mistakes(dataset: Dataset, probabilities: np.ndarray) -> list[dict[str, obj
 
 
 def _commands(sets: Sets, best: Run) -> list[str]:
-    commit = best.data.tags.get("mlflow.source.git.commit", "none")
+    commit = best.data.tags.get("mlflow.source.git.commit", "unknown")
     seeds = sorted(set.union(*(set(sample.values) for sample in sets.samples)))
     count = str(len(seeds)) if seeds == [*range(len(seeds))] else ",".join(map(str, seeds))
     names = " ".join(dict.fromkeys(parent.data.tags["experiment"] for parent in sets.parents))
     return [
-        *([f"git checkout {commit}"] if commit != "none" else []),
+        *([f"git checkout {commit}"] if re.fullmatch("[0-9a-f]{40}", commit) else []),
         f'make experiment EXPERIMENTS="{names}" SEEDS={count}',
         f"make reproduce RUN={best.info.run_id}",
     ]

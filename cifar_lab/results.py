@@ -50,7 +50,8 @@ def log_result(client: MlflowClient, run_id: str, result: Result, dataset: Datas
         for stage in ("train", "val")
         if f"{stage}/acc" in last.metrics
     }
-    client.log_figure(run_id, plot_learning_curves(curves, name), "learning_curves.png")
+    losses = train_loss(result.model.optim.label_smoothing, result.model.coupling is not None)
+    client.log_figure(run_id, plot_learning_curves(curves, name, losses), "learning_curves.png")
     client.log_artifact(run_id, str(checkpoint), "checkpoints")
     client.set_tag(run_id, "weights_digest", result.weights_digest)
 
@@ -68,6 +69,12 @@ def log_pairs(client: MlflowClient, run_id: str, accuracies: np.ndarray, classes
 def log_report(client: MlflowClient, parent_id: str, page: str) -> None:
     """The page about repeats, with their parent."""
     client.log_text(parent_id, page, "report.html")
+
+
+def train_loss(label_smoothing: float, one_vs_one: bool) -> dict[str, str]:
+    """What the training loss is, if not the cross-entropy that the other stages have: see plot_learning_curves."""
+    names = [f"label smoothing {label_smoothing:g}"] * (label_smoothing > 0) + ["sum over pairs"] * one_vs_one
+    return {"train": ", ".join(names)} if names else {}
 
 
 def load_pairs(client: MlflowClient, run: Run) -> np.ndarray:
@@ -122,12 +129,13 @@ def log_repeats(
     parent_id: str,
     metrics: Mapping[str, Mapping[int, float]],
     curves: Mapping[str, Mapping[str, np.ndarray]],
+    losses: Mapping[str, str],
     ended: int,
 ) -> None:
     """Statistics over seeds on the parent run; of the same runs always the same points, however often it is called.
 
     metrics: of each name ("test/acc") its value by seed; curves: of each stage its "loss" and "acc", (seeds, epochs);
-    ended: when the last of the runs ended, ms since 1970.
+    losses: see plot_learning_curves; ended: when the last of the runs ended, ms since 1970.
     """
     summaries = {name: summarise(list(values.values())) for name, values in metrics.items()}
     points = [
@@ -142,14 +150,14 @@ def log_repeats(
         fields = {"mean": summary.mean, "std": summary.std, "ci_low": summary.ci_low, "ci_high": summary.ci_high}
         if name.startswith("val"):
             del fields["mean"]  # the last point of the curve
-        values |= {f"{name}_{field}": value for field, value in fields.items() if not np.isnan(value)}
-    points += [Metric(name, value, ended, epochs) for name, value in values.items()]
+        values |= {f"{name}_{field}": value for field, value in fields.items()}
+    run = client.get_run(parent_id)  # of one seed there is no spread: nan only where an earlier one has to go
+    shown = {name: value for name, value in values.items() if name in run.data.metrics or not np.isnan(value)}
+    points += [Metric(name, value, ended, epochs) for name, value in shown.items()]
     for piece in range(0, len(points), BATCH):
         client.log_batch(parent_id, metrics=points[piece : piece + BATCH])
-    run = client.get_run(parent_id)
-    client.log_figure(
-        parent_id, plot_learning_curves(curves, f"{run.info.run_name}, {int(values['n'])} seeds"), "learning_curves.png"
-    )
+    figure = plot_learning_curves(curves, f"{run.info.run_name}, {int(values['n'])} seeds", losses)
+    client.log_figure(parent_id, figure, "learning_curves.png")
     client.set_tag(parent_id, "mlflow.note.content", results_table(metrics, summaries))
 
 

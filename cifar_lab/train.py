@@ -22,7 +22,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from cifar_lab.classifier import Classifier
+from cifar_lab.classifier import Classifier, Diverged
 from cifar_lab.config import Config, UserError
 from cifar_lab.datamodule import CIFAR10DataModule, batch_sizes, derive_seed
 from cifar_lab.datasets import Dataset
@@ -32,6 +32,7 @@ from cifar_lab.ranks import ddp, ranks
 from cifar_lab.sources import staged
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
+DIVERGED = 10  # times the loss of guessing, at the end of training
 INITIALISATION = 1 << 32  # beside any epoch number, in the key that a stream derives from
 
 
@@ -71,7 +72,7 @@ def train(
     After every epoch `checkpoint` is written, then `report` gets the records of all epochs so far. Where `checkpoint`
     exists, training goes on from it. On the same machine the same arguments give the same weights and metrics, bit for
     bit, in one go or in pieces. With several `trainer.devices` the caller is one of so many processes, and alone calls
-    `report` and `callbacks`. `config` must be resolved (see resolve_config). Raises NonFiniteLoss, DataError (the
+    `report` and `callbacks`. `config` must be resolved (see resolve_config). Raises Diverged, DataError (the
     checkpoint can't be written), UserError (it can't be read, or memory is short).
     """
     if accelerator == "auto":
@@ -97,17 +98,19 @@ def _train(
     torch.utils.deterministic.fill_uninitialized_memory = False  # it costs time, and changes no result of ours
     keep_freed_memory()
     exact_fp32()
-    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
-        torch.manual_seed(derive_seed(seed, INITIALISATION))
-        model = make_model(config, dataset)
-    model.tta = config.trainer.tta
     record = _Record(checkpoint, report)
     images = len(dataset.labels["train"]) - config.data.val_size
-    trainer = _trainer(rank, config, images, accelerator, [*callbacks, record])
+    trainer = _trainer(rank, config, images, accelerator, [*callbacks, record, _Draws(seed, rank)])
     batches = CIFAR10DataModule(dataset, config, seed)
-    with _enough_memory():
+    with _enough_memory(), torch.random.fork_rng(devices=[rank] if accelerator == "cuda" else []):
+        torch.manual_seed(derive_seed(seed, INITIALISATION))
+        model = make_model(config, dataset)
+        model.tta = config.trainer.tta
         trainer.fit(model, batches, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
         report(record.epochs)  # of a run that was complete already
+        if (loss := record.epochs[-1].metrics["train/loss"]) > DIVERGED * model.guessing_loss:
+            far = f"train loss is {loss:.3g} after the last epoch, that of guessing {model.guessing_loss:.3g}"
+            raise Diverged(f"{far}: the training has diverged; try a smaller learning rate")
         scores = _decimals(trainer.test(model, batches, verbose=False)[0]) if test else {}
     return Result(model, tuple(record.epochs), scores, weights_digest(model))
 
@@ -184,6 +187,18 @@ class _Record(Checkpoint):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
+
+
+class _Draws(Callback):
+    """What layers draw, such as dropout, follows from (seed, epoch) too, on each device its own."""
+
+    def __init__(self, seed: int, rank: int) -> None:
+        self.seed, self.rank = seed, rank
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: object) -> None:
+        torch.manual_seed(derive_seed(self.seed, trainer.current_epoch, 1 + self.rank))
+
+    on_validation_epoch_start = on_test_epoch_start = on_train_epoch_start
 
 
 class _WholeCheckpoint(TorchCheckpointIO):

@@ -67,26 +67,18 @@ def test_one_seed_tells_nothing():
     assert found.verdict == "too few seeds to tell anything"
 
 
-def test_seeds_needed_are_enough_in_four_of_five_experiments():
+def test_enough_seeds_and_no_clear_difference_promise_nothing():
     values = np.array([0.0, 2.0, -1.0, 3.0, 1.0, -2.0, 4.0, 1.0])  # mean 1, std 2
     (found,) = compare([sample("a", values), sample("b", np.zeros(8))])
     assert not found.tells
-    assert f"about {found.needed} seeds would tell" in found.verdict
-    random = np.random.default_rng(0)
-    share = np.mean(
-        [
-            (interval := summarise(random.normal(1, 2, found.needed))).ci_low > 0 or interval.ci_high < 0
-            for _ in range(2000)
-        ]
-    )
-    assert share == pytest.approx(0.8, abs=0.03)
+    assert found.verdict == "not told apart"
 
 
 def test_equal_samples_have_no_difference():
     values = [0.5, 0.25, 0.75, 0.5, 0.25, 0.75]
     (found,) = compare([sample("a", values), sample("b", values)])
-    assert (found.mean, found.p, found.ci, found.needed) == (0, 1, (0, 0), None)
-    assert found.verdict == "no difference to be told"
+    assert (found.mean, found.p, found.ci) == (0, 1, (0, 0))
+    assert found.verdict == "not told apart"
 
 
 def test_p_values_are_adjusted_for_the_number_of_pairs():
@@ -94,9 +86,8 @@ def test_p_values_are_adjusted_for_the_number_of_pairs():
     low = [1, 2, 3, 4, 5, 6]
     found = compare([sample("a", [2, 4, 6, 8, 10, 12]), sample("b", low), sample("c", low)])
     assert [difference.p for difference in found] == pytest.approx([6 / 64, 6 / 64, 1])
-    # the smallest p of six seeds, times 3, is too large: seven are needed, which make 3 * 2 / 2**7 = 0.047
+    # the smallest p of six seeds, times 3, is too large; seven would make 3 * 2 / 2**7 = 0.047
     assert [difference.verdict for difference in found] == ["too few seeds to tell anything"] * 3
-    assert found[0].needed == 7
 
 
 def test_a_pair_that_can_not_be_tested_does_not_count_in_the_adjustment():

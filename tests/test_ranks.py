@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 from pytorch_lightning import Callback
 from test_train import Stop, config_of, figures
 
-from cifar_lab.classifier import NonFiniteLoss
+from cifar_lab.classifier import Diverged
 from cifar_lab.config import UsageError
 from cifar_lab.datasets import load_dataset
 from cifar_lab.machine import check_devices
@@ -80,7 +80,7 @@ def test_the_first_process_ends_the_training_of_all(digits, tmp_path):
 
 def test_what_goes_wrong_is_told_by_the_first_process(digits, tmp_path):
     config = config_of("linear", digits, "optim.learning_rate=1e38", "trainer.devices=2")
-    with pytest.raises(NonFiniteLoss, match=r"train loss is (nan|inf) at epoch 1, step \d+ of \d+; try a smaller"):
+    with pytest.raises(Diverged, match=r"train loss is (nan|inf) at epoch 1, step \d+ of \d+; try a smaller"):
         train(config, 0, digits, tmp_path / "run", "cpu")
     with pytest.raises(UsageError, match=r"trainer\.devices = 2: torch finds 1 GPU here"):
         check_devices("mps", 2)

@@ -4,6 +4,7 @@ from collections import Counter
 from io import StringIO
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from mlflow.entities import Metric
 from rich.console import Console
@@ -13,7 +14,7 @@ from cifar_lab.champion import crown
 from cifar_lab.comparison import summarise
 from cifar_lab.config import UserError
 from cifar_lab.progress import Progress, clock
-from cifar_lab.results import results_table
+from cifar_lab.results import log_repeats, results_table, train_loss
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,25 @@ def test_of_a_seed_that_finished_twice_the_first_run_counts(client, experiment_i
     other = add_run(client, experiment_id, metrics(0.2), seed="0", started=3, **under)
     add_run(client, experiment_id, metrics(0.2), "FAILED", seed="2", **under)
     assert [run.info.run_id for run in runs.finished_runs(client, parent)] == [other, first]
+
+
+def test_of_one_seed_that_is_left_no_spread_of_two_remains(client, experiment_id):
+    def log(values, ended):
+        curves = {"train": {metric: np.array([[value] for value in values]) for metric in ("loss", "acc")}}
+        log_repeats(client, parent, {"test/acc": dict(enumerate(values))}, curves, {}, ended)
+        found = client.get_run(parent).data.metrics
+        return [found.get(f"test/acc_{name}", "none") for name in ("mean", "std", "ci_low")]
+
+    parent = client.create_run(experiment_id).info.run_id
+    assert log([0.5], 1) == [0.5, "none", "none"]
+    assert log([0.25, 0.75], 2) == pytest.approx([0.5, 0.125**0.5, summarise([0.25, 0.75]).ci_low])
+    assert log([0.75], 3) == pytest.approx([0.75, math.nan, math.nan], nan_ok=True)
+    assert log([0.25, 0.75], 4)[0] == 0.5
+
+
+def test_a_loss_that_is_not_cross_entropy_is_named():
+    assert train_loss(0.0, False) == {}
+    assert train_loss(0.2, True) == {"train": "label smoothing 0.2, sum over pairs"}
 
 
 def test_the_table_of_many_seeds_has_the_statistics_first_and_fits(client, experiment_id):

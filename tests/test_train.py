@@ -3,12 +3,15 @@ import resource
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import EXPERIMENTS, WARM
 from pytorch_lightning import Callback
 
-from cifar_lab.classifier import NonFiniteLoss
+from cifar_lab import models
+from cifar_lab.classifier import Diverged
 from cifar_lab.config import UserError, load_config
 from cifar_lab.datasets import load_dataset, open_dataset
+from cifar_lab.models import LogisticRegression
 from cifar_lab.sources import DataError
 from cifar_lab.store import is_whole
 from cifar_lab.train import load_checkpoint, resolve_config, train, weights_digest
@@ -188,8 +191,42 @@ def test_a_checkpoint_can_run_no_code(digits, tmp_path, workplace):
 
 def test_non_finite_loss_says_where(digits, tmp_path):
     config = config_of("linear", digits, "optim.learning_rate=1e38")
-    with pytest.raises(NonFiniteLoss, match=r"train loss is (nan|inf) at epoch 1, step \d+ of 10; try a smaller"):
+    with pytest.raises(Diverged, match=r"train loss is (nan|inf) at epoch 1, step \d+ of 10; try a smaller"):
         train(config, 0, digits, tmp_path / "run", "cpu")
+
+
+def test_a_loss_far_above_guessing_is_no_result(digits, tmp_path):
+    config = config_of("linear", digits, "optim.learning_rate=1e18")
+    far = r"train loss is 1\.\d+e\+19 after the last epoch, that of guessing 2\.3: the training has diverged; try"
+    for _ in range(2):  # continued, it comes to the same end
+        with pytest.raises(Diverged, match=far):
+            train(config, 0, digits, tmp_path / "run", "cpu")
+
+
+class Dropping(LogisticRegression):
+    def scores(self, images):
+        return F.dropout(super().scores(images), 0.3)  # in validation and test too
+
+
+def test_what_layers_draw_follows_from_seed_and_epoch(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "LogisticRegression", Dropping)
+    config = config_of("linear", digits, "trainer.epochs=3")
+    state = torch.get_rng_state()
+    whole = train(config, 0, digits, tmp_path / "whole", "cpu")
+    assert torch.get_rng_state().equal(state)
+    torch.rand(1)
+    with pytest.raises(SystemExit):
+        train(config, 0, digits, tmp_path / "pieces", "cpu", callbacks=[Stop(17)])
+    assert figures(train(config, 0, digits, tmp_path / "pieces", "cpu")) == figures(whole)
+    assert figures(train(config, 0, digits, tmp_path / "pieces", "cpu")) == figures(whole)  # complete already
+    monkeypatch.undo()
+    assert train(config, 0, digits, tmp_path / "plain", "cpu").weights_digest != whole.weights_digest
+
+
+def test_the_learning_rate_is_that_of_the_last_step(digits, tmp_path):
+    config = config_of("linear", digits, "trainer.epochs=2", "optim.warmup=0.0")  # 10 steps each
+    rates = [epoch.metrics["lr"] for epoch in train(config, 0, digits, tmp_path / "run", "cpu").epochs]
+    assert rates == pytest.approx([0.01 * 11 / 20, 0.01 * 1 / 20])
 
 
 def test_checkpoint_holds_the_weights_and_loads_without_unpickling(digits, tmp_path):
