@@ -1,7 +1,10 @@
 """The command line. What is heavy is imported by the command that needs it, after its arguments are checked."""
 
 import argparse
+import codecs
+import logging
 import multiprocessing
+import os
 import signal
 import sys
 from multiprocessing import forkserver
@@ -12,24 +15,52 @@ from cifar_lab.arguments import make_parser
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code: 0, 1 for a failure, 2 for a wrong command line, 130 if interrupted."""
+    _write_what_the_terminal_can()
     options = make_parser().parse_args(arguments)
-    from cifar_lab.config import UserError, disk_trouble
+    from cifar_lab.config import UserError
 
+    logger = logging.getLogger("cifar_lab")
+    if options.debug:
+        logging.basicConfig()
+        logger.setLevel(logging.DEBUG)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return COMMANDS[options.command](options)
-    except UserError as error:
-        print(f"cifar_lab: {error}", file=sys.stderr)
-        return error.exit_code
+        code = COMMANDS[options.command](options)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # as of `| head`: nobody reads any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except Exception as error:
-        store = sys.modules.get("cifar_lab.store")  # where it is not loaded, the trouble is not tracking's
-        reason = store.explain(error) if store else disk_trouble(error)
-        if not reason:
-            raise
-        print(f"cifar_lab: {reason}", file=sys.stderr)
-        return 1
+        logger.debug("", exc_info=error)
+        print(f"cifar_lab: {_reason(error)}", file=sys.stderr)
+        return error.exit_code if isinstance(error, UserError) else 1
+
+
+def _reason(error: Exception) -> str:
+    """One line: what the user can mend, or that this is our mistake."""
+    from cifar_lab.config import UserError, disk_trouble, printable
+
+    if isinstance(error, UserError):
+        return printable(str(error))
+    store = sys.modules.get("cifar_lab.store")  # where it is not loaded, the trouble is not tracking's
+    reason = store.explain(error) if store else disk_trouble(error)
+    ours = f"{type(error).__name__}: {error} (a mistake of cifar_lab, please report it; --debug shows where it is)"
+    return printable(" ".join((reason or ours).split()))
+
+
+def _write_what_the_terminal_can() -> None:
+    """Let no character end a command that the terminal's encoding lacks."""
+
+    def replace(error: UnicodeError) -> tuple[str, int]:
+        missing = error.object[error.start : error.end]
+        return "".join("+-" if character == "±" else "?" for character in missing), error.end
+
+    codecs.register_error("cifar_lab", replace)
+    for stream in sys.stdout, sys.stderr:
+        stream.reconfigure(errors="cifar_lab")
 
 
 def experiment(options: argparse.Namespace) -> int:

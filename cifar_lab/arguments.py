@@ -104,6 +104,9 @@ def make_parser() -> Parser:
     add.set_defaults(command="server")
     add.add_argument("--host", default="127.0.0.1", help="address to listen on; default 127.0.0.1, 0.0.0.0 is all")
     add.add_argument("--port", type=_port, default=5000, help="default 5000")
+    for command in (parser, *commands.choices.values()):
+        default = False if command is parser else argparse.SUPPRESS
+        command.add_argument("--debug", action="store_true", default=default, help="show the traceback of what fails")
     return parser
 
 

@@ -1,7 +1,9 @@
 """The best run's model in the registry."""
 
 import warnings
+from contextlib import suppress
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -15,6 +17,8 @@ from mlflow.types import Schema, TensorSpec
 
 from cifar_lab import runs
 from cifar_lab.datasets import Dataset
+from cifar_lab.registered import ON_CPU, model_digest
+from cifar_lab.store import DATASET
 from cifar_lab.trained import network_of
 
 
@@ -24,20 +28,26 @@ def crown(client: MlflowClient, best: Run, dataset: Dataset) -> bool:
     False, and no new champion, if the present one was chosen on other validation images: they can't be compared.
     """
     same = {tag: best.data.tags[tag] for tag in ("data_digest", "split_digest")}
+    name = model_name(client, dataset.name)
+    champion = find_champion(client, name)
+    comparable = champion is None or same.items() <= champion.data.tags.items()
+    if comparable and (champion is None or champion.info.run_id != best.info.run_id):
+        client.set_registered_model_alias(name, runs.ALIAS, register_model(client, best, dataset, name))
     for run in client.search_runs([best.info.experiment_id], "tags.best = 'true'"):
         if run.info.run_id != best.info.run_id and same.items() <= run.data.tags.items():
             client.delete_tag(run.info.run_id, "best")
     client.set_tag(best.info.run_id, "best", "true")
-    champion = find_champion(client, dataset.name)
-    if champion and not same.items() <= champion.data.tags.items():
-        return False
-    if champion is None or champion.info.run_id != best.info.run_id:
-        client.set_registered_model_alias(dataset.name, runs.ALIAS, register_model(client, best, dataset))
-    return True
+    return comparable
+
+
+def model_name(client: MlflowClient, dataset: str) -> str:
+    """Of the registered model of a data set: the data set's, unless it was renamed since."""
+    models = client.search_registered_models()
+    return next((model.name for model in models if model.tags.get(DATASET) == dataset), dataset)
 
 
 def find_champion(client: MlflowClient, name: str) -> Run | None:
-    """The run of the champion model of a data set."""
+    """The run of the champion version of a registered model."""
     try:
         return client.get_run(client.get_model_version_by_alias(name, runs.ALIAS).run_id)
     except MlflowException:  # no such model, alias or run
@@ -50,12 +60,13 @@ class _OnCPU:
     @staticmethod
     def save_model(path: str, mlflow_model: Model, **options: Any) -> None:
         mlflow.pytorch.save_model(path=path, mlflow_model=mlflow_model, **options)
-        mlflow_model.flavors["python_function"]["config"] = runs.ON_CPU
+        mlflow_model.flavors["python_function"]["config"] = ON_CPU
+        mlflow_model.metadata["digest"] = model_digest(Path(path))
         mlflow_model.save(f"{path}/{MLMODEL_FILE_NAME}")
 
 
-def register_model(client: MlflowClient, run: Run, dataset: Dataset) -> str:
-    """Log and register the model of a run (torch.export's format, no pickle); returns its version.
+def register_model(client: MlflowClient, run: Run, dataset: Dataset, name: str) -> str:
+    """Log the model of a run (torch.export's format, no pickle), register it as `name`; returns its version.
 
     It takes (n, 32, 32, 3) uint8 images and gives (n, classes) float32 probabilities.
     """
@@ -63,7 +74,7 @@ def register_model(client: MlflowClient, run: Run, dataset: Dataset) -> str:
     tags = {"mlflow.user": "-", "mlflow.source.name": run.data.tags["mlflow.source.name"]}  # not the login and a path
     logged = client.create_logged_model(run.info.experiment_id, "model", run.info.run_id, tags)
     warnings.filterwarnings("ignore", message="No complete tensor found in the group")  # torch.export's own bookkeeping
-    info = Model.log(
+    Model.log(
         None,
         _OnCPU,
         name="model",
@@ -74,9 +85,11 @@ def register_model(client: MlflowClient, run: Run, dataset: Dataset) -> str:
             Schema([TensorSpec(np.dtype(np.uint8), (-1, 32, 32, 3))]),
             Schema([TensorSpec(np.dtype(np.float32), (-1, len(dataset.classes)))]),
         ),
-        registered_model_name=dataset.name,
         metadata={"classes": list(dataset.classes)},
         pip_requirements=[f"{package}=={version(package)}" for package in ("mlflow", "torch", "numpy")],
     )
     client.log_outputs(run.info.run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    return info.registered_model_version
+    with suppress(MlflowException):  # there is one already
+        client.create_registered_model(name, {DATASET: dataset.name})
+    source = f"models:/{logged.model_id}"
+    return client.create_model_version(name, source, run.info.run_id, model_id=logged.model_id).version

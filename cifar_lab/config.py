@@ -27,6 +27,11 @@ class UsageError(UserError):
     exit_code = 2
 
 
+def printable(text: str) -> str:
+    """`text` with what would control a terminal, or can't be written at all, as an escape sequence."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
 def disk_trouble(error: BaseException) -> str:
     """One line for what a disk did not allow; "" for another error."""
     if not isinstance(error, OSError) or error.errno not in DISK_TROUBLE:
@@ -204,8 +209,11 @@ def parse_config(text: str, place: str, overrides: Sequence[str] = ()) -> Config
 
 
 def experiment_name(name: str) -> str:
-    """`cnn` for `cnn` and for `some/path/cnn.toml`."""
-    return Path(name).stem if name.endswith(".toml") else name
+    """`cnn` for `cnn` and for `some/path/cnn.toml`. Raises UsageError for a name that can't be written in a line."""
+    found = Path(name).stem if name.endswith(".toml") else name
+    if not found.isprintable():
+        raise UsageError(f"an experiment can't have the name {printable(found)!r}")
+    return found
 
 
 def _parse_override(text: str) -> tuple[str, str, Any]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from cifar_lab import champion, repeat, runs, store, ui
+from cifar_lab import champion, repeat, runs, store
 from cifar_lab.cluster import Cluster
 from cifar_lab.comparison import summarise
 from cifar_lab.config import Config
@@ -53,8 +53,9 @@ def run_experiments(
     else:
         console.print(_results(client, plan, interrupted))
         for items in _by_dataset(plan).values():
-            for line in [*_crown(client, items), *ui.view_addresses(client, items[0].parent.info.experiment_id)]:
+            for line in _crown(client, items):
                 console.print(line, soft_wrap=True)
+        console.print("compare: make ui")
     if stand_in_because:
         console.print(announcement)
     for name, reason in failed.items():
@@ -118,12 +119,8 @@ def _crown(client: MlflowClient, items: Sequence[repeat.Repeats]) -> list[str]:
     with store.planning():
         crowned = champion.crown(client, best, dataset)
     val, test = (f"{stage} acc {best.data.metrics[f'{stage}/acc']:.2%}" for stage in ("val", "test"))
-    address = f"{ui.server()}/#/experiments/{experiment_id}/runs/{best.info.run_id}?workflowType=machine_learning"
-    lines = [
-        f"best run: {best.info.run_name}, highest val acc of all on these images: {val}, {test}",
-        f"look at it: make ui, then open {address}",
-    ]
+    line = f"best run: {best.info.run_name}, highest val acc of all on these images: {val}, {test}"
     if not crowned:
-        return [*lines, f"the champion of {dataset.name} stays: it was chosen on other validation images"]
-    model = f"models:/{dataset.name}@{runs.ALIAS}"
-    return [*lines, f'use it: make predict MODEL={model} IMAGES="photos/*.jpg", or make serve MODEL={model}']
+        return [line, f"the champion of {dataset.name} stays: it was chosen on other validation images"]
+    model = f"models:/{champion.model_name(client, dataset.name)}@{runs.ALIAS}"
+    return [line, f'use it: make predict MODEL={model} IMAGES="photos/*.jpg", or make serve MODEL={model}']

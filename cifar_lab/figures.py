@@ -12,6 +12,11 @@ from cifar_lab.calibration import Reliability
 from cifar_lab.comparison import Summary
 
 
+def plain(text: str) -> str:
+    """`text` as matplotlib has to get it to draw it as it is: a formula stands between two dollars."""
+    return text.replace("$", r"\$")
+
+
 def plot_samples(images: np.ndarray, classes: Sequence[str]) -> Figure:
     """A row of images for each class; images: (classes, columns, 32, 32, 3) uint8."""
     rows, columns = images.shape[:2]
@@ -20,7 +25,7 @@ def plot_samples(images: np.ndarray, classes: Sequence[str]) -> Figure:
     figure = Figure(figsize=(0.5 * columns + 2, 0.5 * rows + 0.2), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(sheet, interpolation="nearest")
-    axes.set(xticks=[], yticks=34 * np.arange(rows) + 17, yticklabels=classes)
+    axes.set(xticks=[], yticks=34 * np.arange(rows) + 17, yticklabels=[*map(plain, classes)])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure
@@ -35,7 +40,7 @@ def plot_learning_curves(
     seeds each is drawn thin and their mean thick. losses: what the loss is, by line, where it is not cross-entropy.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     for axes, metric in zip(figure.subplots(1, 2), ("loss", "acc"), strict=True):
         for color, (name, metrics) in zip(sns.color_palette("colorblind"), curves.items(), strict=False):
             values = np.atleast_2d(metrics[metric])
@@ -44,7 +49,7 @@ def plot_learning_curves(
                 axes.plot(epochs, values.T, color=color, linewidth=0.7, alpha=0.5)
             kind = f" ({losses[name]})" if metric == "loss" and losses and name in losses else ""
             label = f"{name}{kind}, mean of {len(values)}" if len(values) > 1 else f"{name}{kind}"
-            axes.plot(epochs, values.mean(axis=0), color=color, linewidth=2, label=label)
+            axes.plot(epochs, values.mean(axis=0), color=color, linewidth=2, label=plain(label))
         axes.set(xlabel="completed epochs", ylabel="cross-entropy" if metric == "loss" else "accuracy")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
@@ -95,7 +100,7 @@ def plot_reliability(sets: Mapping[str, Reliability]) -> Figure:
     ):
         full = found.counts > 0
         label = f"{name}, ECE {100 * found.ece:.1f} %"
-        axes.plot(found.confidence[full], found.accuracy[full], color=color, marker=marker, label=label)
+        axes.plot(found.confidence[full], found.accuracy[full], color=color, marker=marker, label=plain(label))
     axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend()
@@ -117,7 +122,7 @@ def _draw_seeds(
         if summary.n > 1:
             axes.plot([summary.ci_low, summary.ci_high], [0.5, 0.5], color="black", linewidth=2)
         axes.plot(summary.mean, 0.5, "D", color="black")
-        axes.set(ylim=(-0.6, 1.1), yticks=[], ylabel=f"{name}\nn = {summary.n}")
+        axes.set(ylim=(-0.6, 1.1), yticks=[], ylabel=plain(f"{name}\nn = {summary.n}"))
         if apart:
             axes.set_xlim((low + high - length) / 2, (low + high + length) / 2)
         axes.grid(axis="x", alpha=0.3)
@@ -129,7 +134,7 @@ def _draw_bands(figure: FigureBase, curves: Mapping[str, np.ndarray], curve: str
     axes = figure.subplots()
     for (name, seeds), color in zip(curves.items(), sns.color_palette("colorblind", len(curves)), strict=True):
         epochs, mean = np.arange(1, seeds.shape[1] + 1), seeds.mean(axis=0)
-        axes.plot(epochs, mean, color=color, label=name)
+        axes.plot(epochs, mean, color=color, label=plain(name))
         if len(seeds) > 1:
             std = seeds.std(axis=0, ddof=1)
             axes.fill_between(epochs, mean - std, mean + std, color=color, alpha=0.25)

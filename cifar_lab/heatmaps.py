@@ -10,6 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
+from cifar_lab.figures import plain
+
 ANNOTATED = 25  # classes; with more there is no room for numbers in the cells
 
 
@@ -32,8 +34,10 @@ class ConfusionPlot:
             cmap="Blues",
             annot=self.annotated,
             square=True,
-            xticklabels=classes,
-            yticklabels=[f"{superclasses[i]}: {name}" if i in firsts else name for i, name in enumerate(classes)],
+            xticklabels=[*map(plain, classes)],
+            yticklabels=[
+                plain(f"{superclasses[i]}: {name}" if i in firsts else name) for i, name in enumerate(classes)
+            ],
             cbar_kws={"label": "share of the true class", "shrink": 0.7},
             ax=self.axes,
         )
@@ -55,7 +59,7 @@ class ConfusionPlot:
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         self.canvas.restore_region(self.background)
         self.cells.set_array(shares)
-        self.axes.set_title(f"{title}\n{'percent' if self.annotated else 'share'} of each true class")
+        self.axes.set_title(f"{plain(title)}\n{'percent' if self.annotated else 'share'} of each true class")
         for text, share in zip(self.axes.texts, shares.flat, strict=False):  # there are none of many classes
             text.set(text=f"{100 * share:.0f}", color="white" if share > 0.5 else "black")
         for artist in *self.drawn_each_time, self.axes.title:
@@ -90,11 +94,11 @@ def plot_pairs(accuracies: np.ndarray, classes: Sequence[str], title: str) -> Fi
         annot=len(classes) <= ANNOTATED,
         fmt=".1f",
         square=True,
-        xticklabels=classes[:-1],
-        yticklabels=classes[1:],
+        xticklabels=[*map(plain, classes[:-1])],
+        yticklabels=[*map(plain, classes[1:])],
         cbar_kws={"label": "accuracy on the images of the two classes, percent"},
         ax=axes,
     )
-    axes.set_title(title)
+    axes.set_title(plain(title))
     _turn_labels(axes, len(classes))
     return figure

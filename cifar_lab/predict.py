@@ -6,16 +6,15 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import mlflow
 import numpy as np
 import torch
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from PIL import Image, ImageOps
 
 from cifar_lab import runs, store
 from cifar_lab.config import UserError
 from cifar_lab.imagefiles import UNDECODABLE
+from cifar_lab.registered import load_registered
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")  # looked for in folders
@@ -90,13 +89,8 @@ def _load(client: MlflowClient, model: str | None) -> Model:
         model = runs.champion_address(client)
     if not model.startswith("models:/"):
         return _of_run(client, model)
-    try:
-        classes = (mlflow.models.get_model_info(model).metadata or {}).get("classes")
-        if not classes:
-            raise UserError(f"{model} was not registered by cifar_lab: it does not say what its classes are")
-        return tuple(classes), mlflow.pyfunc.load_model(model, model_config=runs.ON_CPU).predict
-    except MlflowException as error:
-        raise UserError(f"{model}: {store.explain(error)}") from None
+    found, classes = load_registered(model)
+    return classes, found.predict
 
 
 def _of_run(client: MlflowClient, prefix: str) -> Model:

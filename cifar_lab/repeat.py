@@ -1,6 +1,7 @@
 """Many runs: leave out what is finished, continue what is not, train the rest in parallel, summarise over seeds."""
 
 import contextlib
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -107,7 +108,7 @@ def end_dead_runs(client: MlflowClient, experiment_id: str, tags: Mapping[str, s
     A parent that stayed RUNNING gets its end from the next command that asks for its repeats.
     """
     for run in runs.running_runs(client, experiment_id):
-        with contextlib.suppress(Timeout), store.claim(run.data.tags).acquire(timeout=0):
+        with contextlib.suppress(Timeout), store.claimed(run.data.tags):
             if runs.is_ours(run, tags) and client.get_run(run.info.run_id).info.status == "RUNNING":
                 tracking.mark(client, run.info.run_id, "KILLED")
                 if run.data.tags["kind"] == "reproduction":  # it is not continued
@@ -185,6 +186,7 @@ def _train_in_workers(
                 raise error
             name = f"{r.name}-seed{seed}"
             if error:
+                logging.getLogger("cifar_lab").debug("%s", name, exc_info=error)
                 failed[name] = str(error)
                 console.print(f"{name} failed: {error}", soft_wrap=True)
             elif not future.result():

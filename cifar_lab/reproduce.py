@@ -102,7 +102,7 @@ def _train(client: MlflowClient, original: Run, config: Config, dataset: Dataset
         print(f"epoch {len(epochs)} of {config.trainer.epochs}: largest difference {largest:.3g}", flush=True)
 
     try:
-        with store.claim(tags).acquire(timeout=0):
+        with store.claimed(tags):
             run = tracking.create_run(client, original.info.experiment_id, name, tags)
             try:
                 train_tracked(client, run, config, dataset, accelerator, report)

@@ -1,18 +1,30 @@
 """What is read back from MLflow: runs, their histories, which are finished, which is best."""
 
+import functools
+import logging
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
 import numpy as np
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from cifar_lab import store
-from cifar_lab.config import UserError
+from cifar_lab.config import UserError, printable
 
 PAGE = 1000
+# Tags without which a run can't be told from others, by its kind.
+CONFIG = ("config_hash", "data_digest", "split_digest", "experiment")
+TAGS = {
+    "run": (*CONFIG, "seed"),
+    "reproduction": (*CONFIG, "seed"),
+    "trial": (*CONFIG, "seed", "trial"),
+    "repeats": CONFIG,
+    "sweep": (*CONFIG, "study"),
+}
 ALIAS = "champion"
-ON_CPU = {"device": "cpu"}  # model_config of a champion: MLflow would take CUDA, where its weights are not
 # What besides config, images and seed may change a run's bits: a run is continued only where all of it is the same.
 CIRCUMSTANCES = {
     "code_digest": "code",
@@ -36,13 +48,34 @@ def circumstances_that_differ(run: Run, tags: Mapping[str, str]) -> list[str]:
 def _search(
     client: MlflowClient, experiment_id: str, condition: str, order_by: list[str] | None = None
 ) -> Iterator[Run]:
+    """What fulfils a condition of MLflow's search, but for runs that were not made by cifar_lab, or edited since."""
     token = None
     while True:
         page = client.search_runs([experiment_id], condition, max_results=PAGE, order_by=order_by, page_token=token)
-        yield from page
+        for run in page:
+            if fault := _fault(run.data.tags):
+                _leave_out(run.info.run_name, run.info.run_id, fault)
+            else:
+                yield run
         token = page.token
         if not token:
             return
+
+
+def _fault(tags: Mapping[str, str]) -> str:
+    """What is wrong with the tags of a run, which anybody can edit; "" for nothing."""
+    kind = tags.get("kind")
+    if kind not in TAGS:
+        return "it was not made by cifar_lab"
+    if missing := [tag for tag in TAGS[kind] if not tags.get(tag)]:
+        return f"it has no tag {missing[0]}"
+    wrong = [tag for tag in ("seed", "trial") if tag in TAGS[kind] and not re.fullmatch("[0-9]{1,18}", tags[tag])]
+    return f"its tag {wrong[0]} is {tags[wrong[0]]!r}" if wrong else ""
+
+
+@functools.cache  # of several searches that find it the first one names it
+def _leave_out(name: str, run_id: str, fault: str) -> None:
+    logging.getLogger("cifar_lab").warning("run %s (%s) is left out: %s", printable(name), run_id, fault)
 
 
 def find_run(client: MlflowClient, prefix: str) -> Run:
@@ -61,18 +94,15 @@ def _anywhere(client: MlflowClient, condition: str) -> list[Run]:
 
 def find_parents(client: MlflowClient, name: str) -> list[Run]:
     """The runs that hold repeats, of all data sets, by experiment name, config hash or beginning of the run id."""
-    if not re.fullmatch(r"[\w.-]+", name):
-        return []
-    found = _anywhere(client, f"tags.kind = 'repeats' and tags.experiment = '{name}'")
-    found += _anywhere(client, f"tags.kind = 'repeats' and tags.config_hash = '{name}'")
-    if not found and re.fullmatch("[0-9a-f]+", name):
-        found = _anywhere(client, f"tags.kind = 'repeats' and attributes.run_id LIKE '{name}%'")
-    return found
+    parents = _anywhere(client, "tags.kind = 'repeats'")
+    found = [run for run in parents if name in (run.data.tags["experiment"], run.data.tags["config_hash"])]
+    return found or [run for run in parents if run.info.run_id.startswith(name)]
 
 
 def find_sweep(client: MlflowClient, experiment_id: str, study: str) -> Run | None:
     """The run that holds the trials of a sweep, if it was ever started."""
-    return next(_search(client, experiment_id, f"tags.kind = 'sweep' and tags.study = '{study}'"), None)
+    sweeps = _search(client, experiment_id, "tags.kind = 'sweep'")  # a quote in the name would end the condition
+    return next((run for run in sweeps if run.data.tags["study"] == study), None)
 
 
 def find_parent(client: MlflowClient, experiment_id: str, config_hash: str) -> Run | None:
@@ -88,10 +118,9 @@ def children(client: MlflowClient, parent: Run, *conditions: str) -> list[Run]:
 
 
 def twins(client: MlflowClient, run: Run) -> list[Run]:
-    """What else the call that created `run` has created: nothing else has its start, folder and name."""
-    same = f"attributes.start_time = {run.info.start_time} and tags.folder = '{run.data.tags['folder']}'"
-    found = _search(client, run.info.experiment_id, same)
-    return [twin for twin in found if twin.info.run_name == run.info.run_name and twin.info.run_id != run.info.run_id]
+    """What else the call that created `run` has created: all that was given is the same, to the millisecond."""
+    found = _search(client, run.info.experiment_id, f"attributes.start_time = {run.info.start_time}")
+    return [twin for twin in found if twin.data.tags == run.data.tags and twin.info.run_id != run.info.run_id]
 
 
 def finished_runs(client: MlflowClient, parent: Run) -> list[Run]:
@@ -125,8 +154,9 @@ def is_ours(run: Run, tags: Mapping[str, str]) -> bool:
 
 def running_runs(client: MlflowClient, experiment_id: str) -> list[Run]:
     """The runs, reproductions and trials that are marked as running."""
-    running = _search(client, experiment_id, "attributes.status = 'RUNNING'")
-    return [run for run in running if run.data.tags.get("kind") in ("run", "reproduction", "trial")]
+    kinds = ("run", "reproduction", "trial")
+    running = "attributes.status = 'RUNNING'"
+    return [run for k in kinds for run in _search(client, experiment_id, f"tags.kind = '{k}' and {running}")]
 
 
 def ranked_runs(client: MlflowClient, experiment_id: str, data_digest: str, split_digest: str) -> list[Run]:
@@ -168,7 +198,11 @@ def curves(client: MlflowClient, run_id: str) -> dict[str, dict[str, np.ndarray]
 
 def champion_address(client: MlflowClient) -> str:
     """The address of the champion. Raises UserError if there is none, or one of each of several data sets."""
-    found = [f"models:/{model.name}@{ALIAS}" for model in client.search_registered_models() if ALIAS in model.aliases]
+    found = []
+    for model in client.search_registered_models():
+        with suppress(MlflowException):  # the alias may be left of a version that was deleted
+            if ALIAS in model.aliases and client.get_model_version_by_alias(model.name, ALIAS):
+                found.append(f"models:/{model.name}@{ALIAS}")
     if not found:
         raise UserError("no champion yet; make experiment trains some models and chooses one")
     if len(found) > 1:

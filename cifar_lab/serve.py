@@ -7,11 +7,10 @@ import numpy as np
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
-from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import scoring_server
 
 from cifar_lab import runs, store, ui
-from cifar_lab.config import UserError
+from cifar_lab.registered import load_registered
 
 EXPECTED = 'send {"inputs": [...]}, images of shape (n, 32, 32, 3), red, green and blue as whole numbers from 0 to 255'
 JSON = "application/json"
@@ -22,12 +21,8 @@ def serve(model: str | None, port: int) -> int:
     client = store.connect()
     address = model or runs.champion_address(client)
     ui.check_port(port, f"make serve PORT={port + 1}")
-    try:
-        found = mlflow.pyfunc.load_model(address, model_config=runs.ON_CPU)
-    except MlflowException as error:
-        raise UserError(f"{address}: {store.explain(error)}") from None
-    classes = (found.metadata.metadata or {}).get("classes")
-    print(f"{address}, probabilities of {', '.join(classes or '?')}: http://127.0.0.1:{port}/invocations", flush=True)
+    found, classes = load_registered(address)
+    print(f"{address}, probabilities of {', '.join(classes)}: http://127.0.0.1:{port}/invocations", flush=True)
     uvicorn.run(make_app(found), host="127.0.0.1", port=port, log_level="warning")
     return 0
 

@@ -73,12 +73,15 @@ def _find_repeats(client: MlflowClient, name: str) -> Run:
     if not found:
         raise UserError(f"{name}: no finished runs of that name, config hash or run id; make experiment trains some")
     if len(found) > 1:
+        hashes = len({parent.data.tags["config_hash"] for parent in found}) == len(found)
+        what = "the hash" if hashes else "the run id"
         listed = ", ".join(
-            f"{parent.data.tags['config_hash']} ({client.get_experiment(parent.info.experiment_id).name}, "
-            f"n = {len(runs.finished_runs(client, parent))}, {parent.data.params['trainer.epochs']} epochs)"
+            f"{parent.data.tags['config_hash'] if hashes else parent.info.run_id} "
+            f"({client.get_experiment(parent.info.experiment_id).name}, "
+            f"n = {len(runs.finished_runs(client, parent))}, {parent.data.params.get('trainer.epochs')} epochs)"
             for parent in sorted(found, key=lambda parent: parent.data.tags["config_hash"])
         )
-        raise UserError(f"{name} names {len(found)} sets of repeats; give the hash of one: {listed}")
+        raise UserError(f"{name} names {len(found)} sets of repeats; give {what} of one: {listed}")
     return found[0]
 
 
@@ -88,6 +91,10 @@ def _is_as_in_file(name: str, parent: Run) -> bool:
     except UsageError:
         return False  # a hash, or no such file any more
     decided = {key for key in ("data.val_size", "trainer.precision") if settings[key] in (None, "auto")}
+    then, now = parent.data.params.get("data.classes", ""), map(repr, settings["data.classes"])
+    if sorted(then.strip("(),").split(", ") if then != "()" else []) != sorted(now):  # in the order of the data set
+        return False
+    decided.add("data.classes")
     return all(key in decided or parent.data.params.get(key) == str(value) for key, value in settings.items())
 
 

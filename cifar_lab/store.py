@@ -3,10 +3,14 @@
 Beside the database, or here, `checkpoints/`: the last checkpoint of each unfinished run, and locks of those who train.
 """
 
+import hashlib
+import json
 import logging
 import os
+import platform
 import re
 import sqlite3
+import sys
 import uuid
 import zipfile
 import zlib
@@ -26,6 +30,7 @@ from cifar_lab.sources import staged
 DATABASE = Path("mlflow.db")
 ARTIFACTS = Path("mlruns")
 CHECKPOINTS = Path("checkpoints")
+DATASET = "dataset"  # tag of MLflow experiments and of registered models
 SQLITE = "sqlite:///"
 ARTIFACT_COLUMNS = (
     ("experiments", "artifact_location"),
@@ -33,6 +38,7 @@ ARTIFACT_COLUMNS = (
     ("logged_models", "artifact_location"),
     ("model_versions", "storage_location"),
 )
+OUTSIDE = ("RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED", "TEMPORARILY_UNAVAILABLE")  # of MLflow
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}  # default: 7 and 120 s
 
 
@@ -49,8 +55,15 @@ def connect(make: bool = False) -> MlflowClient:
 
 def _open(make: bool = False) -> MlflowClient:
     database = _database()
-    if is_local() and not make and not database.exists():
-        raise UserError(f"no {DATABASE} here; run make experiment first")
+    if is_local():
+        if not make and not database.exists():
+            raise UserError(f"no {DATABASE} here; run make experiment first")
+        if found := sorted(set("%?") & set(str(database))):
+            raise UserError(f"MLflow can't keep runs in a folder with {found[0]} in its path: {home()}")
+        for folder in home() / ARTIFACTS, home() / CHECKPOINTS:
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise UserError(f"{folder} is no folder, but runs are to be kept there; move it away")
+    os.environ.pop("MLFLOW_REGISTRY_URI", None)  # models are registered where the runs are
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # no tracebacks beside what it raises
@@ -83,7 +96,8 @@ def address() -> str:
 
 
 def _uri() -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{DATABASE.resolve()}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{DATABASE.resolve()}"
+    return uri.partition("?")[0] if uri.startswith(SQLITE) and os.environ.get("MLFLOW_TRACKING_URI") else uri
 
 
 def _without_user(text: str) -> str:
@@ -134,7 +148,10 @@ def explain(error: BaseException) -> str:
     """One line for what the user's disk or tracking server, not this program, did wrong; "" for another error."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, MlflowException | RequestException):
+    outside = isinstance(error, MlflowException) and (
+        error.error_code in OUTSIDE or re.search("API request to|[(](sqlite3|psycopg)", str(error))
+    )
+    if outside or isinstance(error, RequestException):
         if re.search("failed with (exception|timeout)|Max retries", str(error)):
             return f"no answer from the tracking server {address()}"
         if "error code 401" in str(error):
@@ -162,15 +179,24 @@ def impatient() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def claim(tags: Mapping[str, str]) -> FileLock:
-    """To be held by the process that trains the run with these tags; free as soon as that process ends, however."""
+@contextmanager
+def claimed(tags: Mapping[str, str], timeout: float = 0) -> Iterator[None]:
+    """Held by the process that trains the run with these tags; free as soon as that process ends, however.
+
+    Raises filelock.Timeout if another process has it.
+    """
     trial = f"-trial{tags['trial']}" if "trial" in tags else ""  # of a sweep, whose trials may be the same
-    return _lock(f"{tags['config_hash']}-seed{tags['seed']}{trial}")
+    lock = _lock(f"{tags['config_hash']}-seed{tags['seed']}{trial}")
+    with lock.acquire(timeout):
+        try:
+            yield
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)  # who waits for it finds it gone, and makes another
 
 
 def claim_study(name: str) -> FileLock:
     """To be held by the process that runs the sweep of this name."""
-    return _lock(name)
+    return _lock(hashlib.sha256(name.encode()).hexdigest()[:16])
 
 
 def claim_cluster() -> FileLock:
@@ -179,12 +205,32 @@ def claim_cluster() -> FileLock:
 
 
 def folder_id() -> str:
-    """What marks this folder's runs, so that it knows them again on a server that others use too."""
+    """What marks this folder's runs, so that it knows them again on a server that others use too.
+
+    A folder that was moved stays the same; a copy is another one, as is one that comes from another machine.
+    """
     file = home() / CHECKPOINTS / "folder_id"
+    here = {"place": str(file), "machine": platform.node()}
     with _lock("folder"):
-        if not file.exists():
-            file.write_text(uuid.uuid4().hex)
-    return file.read_text()
+        known = _read_folder_id(file)
+        copied = known.get("machine", here["machine"]) != here["machine"] or (
+            known.get("place", str(file)) != str(file)
+            and _read_folder_id(Path(known["place"])).get("id") == known.get("id")
+        )
+        if copied or not re.fullmatch("[0-9a-f]{32}", known.get("id", "")):
+            known = {"id": uuid.uuid4().hex}
+        if known != (now := {"id": known["id"], **here}):
+            with staged(file) as path:
+                path.write_text(json.dumps(now))
+    return known["id"]
+
+
+def _read_folder_id(file: Path) -> dict[str, str]:
+    """What folder_id wrote; nothing where that is gone or damaged."""
+    try:
+        return {key: str(value) for key, value in json.loads(file.read_text()).items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 def _lock(name: str) -> FileLock:
@@ -213,12 +259,25 @@ def planning() -> FileLock:
 
 
 def open_experiment(client: MlflowClient, name: str) -> str:
-    """Id of the MLflow experiment that holds all runs on one data set. Raises UserError if it was deleted."""
+    """Id of the MLflow experiment that holds all runs on the data set `name`, also if it was renamed since.
+
+    Raises UserError if it was deleted.
+    """
+    for experiment in client.search_experiments():
+        if experiment.tags.get(DATASET) == name:
+            return experiment.experiment_id
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         location = str(home() / ARTIFACTS / name) if is_local() else None
-        return client.create_experiment(name, artifact_location=location)
+        return client.create_experiment(name, artifact_location=location, tags={DATASET: name})
     if experiment.lifecycle_stage == "deleted":
-        restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+        restore = f"{sys.executable} -m mlflow experiments restore --experiment-id {experiment.experiment_id}"
         raise UserError(f"the MLflow experiment {name} was deleted; restore it: {restore}")
+    client.set_experiment_tag(experiment.experiment_id, DATASET, name)
     return experiment.experiment_id
+
+
+def dataset_name(client: MlflowClient, experiment_id: str) -> str:
+    """Of the data set whose runs an MLflow experiment holds: cifar10, cifar10-jpeg and so on."""
+    experiment = client.get_experiment(experiment_id)
+    return experiment.tags.get(DATASET, experiment.name)

@@ -4,6 +4,7 @@ Trials are chosen by the validation accuracy of seed 0; the test set is never sc
 file, to be confirmed with other seeds: the score of the best of many is no result.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -149,6 +150,7 @@ class _Search:
         if isinstance(error, BrokenProcessPool):
             raise error
         if error:
+            logging.getLogger("cifar_lab").debug("trial %s", trial.number, exc_info=error)
             self.console.print(f"trial {trial.number} failed: {error}", soft_wrap=True)
             self.study.tell(trial.number, state=TrialState.FAIL)
             return

@@ -116,6 +116,7 @@ def continued_run(client: MlflowClient, run: Run, config: Config, dataset: Datas
                 client.set_tag(run_id, "error", explain(error) or f"{type(error).__name__}: {error}")
             if not (stopped or explain(error)):
                 client.log_text(run_id, traceback.format_exc(), ERROR)
+                error.add_note(ERROR)
         raise
     os.sync()  # after a power cut, what is marked as finished has its artifacts
     client.set_terminated(run_id, "FINISHED")

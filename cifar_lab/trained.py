@@ -5,6 +5,7 @@ from pathlib import Path
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
+from cifar_lab import store
 from cifar_lab.artifacts import downloaded, load_text
 from cifar_lab.config import Config, UserError, parse_config
 from cifar_lab.datasets import Dataset, find_cached, load_dataset, select
@@ -24,8 +25,8 @@ def dataset_of(client: MlflowClient, run: Run, data_dir: Path | None = None) -> 
     digest = run.data.tags["data_digest"]
     dataset = None if data_dir else find_cached(digest)
     if dataset is None:
-        name = client.get_experiment(run.info.experiment_id).name  # cifar10-jpeg and so on
-        dataset, _ = load_dataset(name.partition("-")[0], data_dir)
+        name = store.dataset_name(client, run.info.experiment_id).partition("-")[0]
+        dataset, _ = load_dataset(name, data_dir)
     if not dataset.digest.startswith(digest):
         place = data_dir or "what is found here"
         raise UserError(

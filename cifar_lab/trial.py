@@ -56,8 +56,8 @@ def train_trial(parent: Run, config: Config, tags: Mapping[str, str], dataset_fo
             if run.info.status == "FINISHED":  # but the driver was gone before it could tell Optuna
                 return run.data.metrics["val/acc"], "pruned" in run.data.tags
         dataset = opened(dataset_folder, config)
-        run = run_to_train(client, parent, before, tags, f"{parent.info.run_name}-trial{tags['trial']}")
         prune = _Prune(open_study(tags["study"]), int(tags["trial"]))
+        run = run_to_train(client, parent, before, tags, f"{parent.info.run_name}-trial{tags['trial']}")
         checkpoint, seed = store.checkpoint_of(run.info.run_id), int(tags["seed"])
         with tracking.continued_run(client, run, config, dataset) as run_id:
             with tracking.EpochUploads(client, run_id, dataset) as uploads:

@@ -51,13 +51,16 @@ def working(tags: Mapping[str, str]) -> Iterator[MlflowClient]:
     """
     _Worker.busy = True
     try:
-        with store.claim(tags).acquire(timeout=CLAIM_SECONDS):
+        with store.claimed(tags, CLAIM_SECONDS):
             yield store.connect()
     except (Timeout, UserError):
         raise
     except Exception as error:
-        unknown = f"{type(error).__name__}: {error} (traceback in the run's artifact {tracking.ERROR})"
-        raise UserError(f"{store.explain(error) or unknown}; start again to continue") from None
+        traceback = (
+            f"the run's artifact {tracking.ERROR}" if tracking.ERROR in getattr(error, "__notes__", ()) else "--debug"
+        )
+        unknown = f"{type(error).__name__}: {error} ({traceback} has the traceback)"
+        raise UserError(f"{store.explain(error) or unknown}; start again to continue") from error
     finally:
         _Worker.busy = False
         if _Worker.stopping:

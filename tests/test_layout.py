@@ -35,6 +35,7 @@ ORDER = [
     "ui",
     "server",
     "runs",
+    "registered",
     "artifacts",
     "tracking",
     "results",

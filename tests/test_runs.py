@@ -30,8 +30,11 @@ def experiment_id(client, request):
     return store.open_experiment(client, request.node.name)
 
 
+CONFIG = {"config_hash": "c", "experiment": "x"}
+
+
 def add_run(client, experiment_id, metrics, status="FINISHED", split="s", started=None, **tags):
-    tags = {"kind": "run", "data_digest": "d", "split_digest": split, **tags}
+    tags = {"kind": "run", "seed": "0", "data_digest": "d", "split_digest": split, **CONFIG, **tags}
     name = f"x-seed{tags.get('seed')}"
     run_id = client.create_run(experiment_id, run_name=name, tags=tags, start_time=started).info.run_id
     for key, values in metrics.items():

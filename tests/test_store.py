@@ -85,14 +85,14 @@ def test_an_absent_server_is_named_within_seconds(workplace, monkeypatch):
 def test_one_database_has_one_set_of_claims_from_wherever_it_is_used(workplace, tmp_path, monkeypatch):
     store.connect(make=True)  # MLflow keeps its address in the environment from here on
     tags = {"config_hash": "c", "seed": "0"}
-    here = store.claim(tags)
-    monkeypatch.chdir(tmp_path)
-    assert (store.claim(tags).lock_file, store.planning().lock_file) == (
-        here.lock_file,
-        str(workplace / "mlflow.db.lock"),
-    )
-    with here.acquire(), pytest.raises(Timeout):
-        store.claim(tags).acquire(timeout=0)
+    with store.claimed(tags):
+        monkeypatch.chdir(tmp_path)
+        assert store.planning().lock_file == str(workplace / "mlflow.db.lock")
+        with pytest.raises(Timeout), store.claimed(tags):
+            pass
+    with store.claimed(tags):
+        assert [path.name for path in workplace.glob("checkpoints/*.lock")] == ["c-seed0.lock"]
+    assert not list(workplace.glob("checkpoints/*.lock"))
 
 
 EXPLAINED = [

@@ -1,0 +1,99 @@
+"""What people do to runs in MLflow's UI: nothing of it ends a command in a traceback, or in a false result."""
+
+import re
+import shutil
+
+import pytest
+from conftest import Driver, experiment_arguments
+from mlflow.tracking import MlflowClient
+from PIL import Image
+
+pytestmark = pytest.mark.slow
+EXPERIMENT = experiment_arguments("--epochs", "2", "--seeds")
+
+
+@pytest.fixture
+def copied(tracked, tmp_path):
+    """A copy of the tracked folder, and its client."""
+    folder = shutil.copytree(tracked.folder, tmp_path / "copied")
+    cifar_lab(folder, "relocate")
+    Image.new("RGB", (32, 32)).save(folder / "picture.png")
+    return folder, MlflowClient(f"sqlite:///{folder / 'mlflow.db'}"), tracked.experiment_id
+
+
+def cifar_lab(folder, *arguments, code=0):
+    driver = Driver(folder, *arguments)
+    assert driver.wait() == code, driver.output()
+    assert "Traceback" not in driver.output()
+    return driver.output()
+
+
+def named(client, experiment_id, name):
+    return client.search_runs([experiment_id], f"attributes.run_name = '{name}'")[0].info.run_id
+
+
+def test_whatever_is_renamed_is_found_again(copied):
+    folder, client, experiment_id = copied
+    client.update_run(named(client, experiment_id, "linear"), name="$\\frac$ \\x")
+    client.rename_experiment(experiment_id, "my $digits$")
+    client.rename_registered_model("digits", "mine")
+    output = cifar_lab(folder, *EXPERIMENT, "3")
+    assert output.count("1 of 3 runs to train") == 2
+    assert "make predict MODEL=models:/mine@champion" in output
+    assert {e.name for e in client.search_experiments()} == {"Default", "my $digits$"}
+    assert [model.name for model in client.search_registered_models()] == ["mine"]
+    parents = client.search_runs([experiment_id], "tags.kind = 'repeats'")
+    assert [parent.data.metrics["n"] for parent in parents] == [3, 3]
+    assert "`$\\frac$ \\x` - `cnn`" in cifar_lab(folder, "compare", "linear", "cnn")
+    cifar_lab(folder, "report", "linear", "cnn")
+    cifar_lab(folder, "predict", "picture.png")
+
+
+def test_runs_whose_tags_were_edited_are_left_out_and_named(copied):
+    folder, client, experiment_id = copied
+    parent = named(client, experiment_id, "linear")
+    edited = {name: named(client, experiment_id, name) for name in ("linear-seed0", "cnn-seed0", "cnn-seed1")}
+    client.delete_tag(edited["linear-seed0"], "data_digest")
+    client.set_tag(edited["cnn-seed0"], "seed", "-3")
+    client.delete_tag(edited["cnn-seed1"], "seed")
+    foreign = client.create_run(experiment_id, tags={"mlflow.parentRunId": parent}, run_name="theirs")
+    client.set_terminated(foreign.info.run_id)
+    for command in (["best"], ["compare", "linear"], ["report", "linear"], [*EXPERIMENT[:2], *EXPERIMENT[3:], "2"]):
+        output = cifar_lab(folder, *command)
+        assert f"run linear-seed0 ({edited['linear-seed0']}) is left out: it has no tag data_digest\n" in output
+        if command != ["best"]:
+            assert f"run theirs ({foreign.info.run_id}) is left out: it was not made by cifar_lab\n" in output
+    output = cifar_lab(folder, "best")
+    assert f"run cnn-seed0 ({edited['cnn-seed0']}) is left out: its tag seed is '-3'\n" in output
+    assert f"run cnn-seed1 ({edited['cnn-seed1']}) is left out: it has no tag seed\n" in output
+
+
+def test_of_two_sets_with_one_hash_one_can_be_chosen(copied):
+    folder, client, experiment_id = copied
+    first = named(client, experiment_id, "linear")
+    client.delete_run(first)
+    assert "linear: 2 of 2 runs to train" in cifar_lab(folder, *EXPERIMENT, "2")
+    second = named(client, experiment_id, "linear")
+    client.restore_run(first)
+    output = cifar_lab(folder, "compare", "linear", code=1)
+    assert re.search(r"linear names 2 sets of repeats; give the run id of one: [0-9a-f]{32} .*, [0-9a-f]{32} ", output)
+    assert {first, second} <= set(re.findall("[0-9a-f]{32}", output))
+    cifar_lab(folder, "compare", second)
+    assert "linear: 0 of 2 runs to train" in cifar_lab(folder, *EXPERIMENT, "2")
+
+
+def test_a_champion_that_was_deleted_is_made_anew(copied):
+    folder, client, _ = copied
+    client.delete_model_version("digits", "1")
+    assert "no champion yet" in cifar_lab(folder, "predict", "picture.png", code=1)
+    cifar_lab(folder, *EXPERIMENT, "2")
+    assert int(client.get_model_version_by_alias("digits", "champion").version) == 2
+    cifar_lab(folder, "predict", "picture.png")
+    newest = max(
+        (folder / "mlruns").glob("digits/models/*/artifacts/data/model.pt2"), key=lambda path: path.stat().st_mtime
+    )
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    output = cifar_lab(folder, "predict", "picture.png", code=1)
+    assert output.endswith("models:/digits@champion is damaged: its files are not those that were registered\n")
