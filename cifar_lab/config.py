@@ -180,7 +180,7 @@ def read_experiment(name: str) -> tuple[str, str]:
             text = file.read(LONGEST + 1)
         if len(text) > LONGEST:
             raise UsageError(f"{path} is no experiment file: it has more than {LONGEST:,} bytes")
-        return text.decode("utf-8-sig"), str(path)
+        return text.decode().removeprefix("\ufeff"), str(path)
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in EXPERIMENTS.glob("*.toml"))) or "none"
         raise UsageError(f"no experiment {name!r}; {EXPERIMENTS}/ has: {known}") from None

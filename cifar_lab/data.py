@@ -1,15 +1,28 @@
 """What images are there: from where, their digest, how many of each class, a picture of some."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from cifar_lab.datasets import decoded
+from cifar_lab.datasets import Dataset, decoded
 from cifar_lab.figures import plot_samples
 from cifar_lab.search import find_source
 from cifar_lab.sources import staged
 
 COLUMNS = 10  # of the picture
+
+
+def _doubles(dataset: Dataset) -> list[str]:
+    """What has the same pixels more than once, in a split or in both."""
+    kinds = {split: Counter(image.tobytes() for image in images) for split, images in dataset.images.items()}
+    lines = [
+        f"{count:,} images of {split} have the pixels of another one of it"
+        for split, found in kinds.items()
+        if (count := found.total() - len(found))
+    ]
+    both = sum(kinds["test"][image] for image in kinds["test"] if image in kinds["train"])
+    return [*lines, *([f"{both:,} images of test have the pixels of one of train"] if both else [])]
 
 
 def show_data(data: str, data_dir: Path | None, figure: Path) -> int:
@@ -29,6 +42,8 @@ def show_data(data: str, data_dir: Path | None, figure: Path) -> int:
     for index, name in enumerate(dataset.classes):
         print(f"{name:{width}}  {counts['train'][index]:6,}  {counts['test'][index]:6,}")
     print(f"{'all':{width}}  {counts['train'].sum():6,}  {counts['test'].sum():6,}")
+    for line in _doubles(dataset):
+        print(line)
     columns = min(COLUMNS, counts["train"].min())
     first = [np.flatnonzero(dataset.labels["train"] == label)[:columns] for label in range(len(dataset.classes))]
     with staged(figure) as path:

@@ -12,14 +12,12 @@ from mlflow.tracking import MlflowClient
 from PIL import Image, ImageOps
 
 from cifar_lab import runs, store
-from cifar_lab.config import UserError
-from cifar_lab.imagefiles import UNDECODABLE
+from cifar_lab.config import UserError, printable
+from cifar_lab.imagefiles import SUFFIXES, NoImage, read_rgb
 from cifar_lab.registered import load_registered
 
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")  # looked for in folders
 BATCH = 250
-WHITE = (255, 255, 255, 255)
+MOST_BYTES = 1 << 28  # of an image file
 
 Model = tuple[tuple[str, ...], Callable[[np.ndarray], np.ndarray]]  # classes; (n, 32, 32, 3) uint8 to (n, classes)
 
@@ -37,12 +35,12 @@ def predict(images: Sequence[str], model: str | None, top: int, as_json: bool) -
         for file, reading in zip(part, readings, strict=True):
             if isinstance(reading, str):
                 answers.append({"file": str(file), "error": reading})
-                print(f"{file}: {reading}", file=sys.stderr)
+                print(f"{printable(str(file))}: {printable(reading)}", file=sys.stderr)
             else:
                 answers.append({"file": str(file), "predictions": _top(next(rows), classes, top)})
                 if not as_json:
                     told = ", ".join(f"{p['class']} {p['probability']:.1%}" for p in answers[-1]["predictions"])
-                    print(f"{file}: {told}")
+                    print(f"{printable(str(file))}: {told}")
     if as_json:
         print(json.dumps(answers, indent=2))
     return int(any("error" in answer for answer in answers))
@@ -60,27 +58,19 @@ def _find(images: Sequence[str]) -> list[Path]:
 
 
 def read_image(file: Path) -> np.ndarray | str:
-    """(32, 32, 3) uint8: the middle square of the image, scaled; or why it can't be read.
-
-    Transparent parts become white; of an animation the first frame is taken.
-    """
+    """(32, 32, 3) uint8: the middle square of the image, scaled; or why it can't be read."""
     try:
-        with Image.open(file, formats=FORMATS) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I") or image.mode == "F":  # more than 8 bits of grey
-                values = np.asarray(image, np.float64)
-                white = 65535 if image.mode != "F" else 255 if values.max() > 1 else 1
-                image = Image.fromarray((255 * values / white).clip(0, 255).astype(np.uint8))
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
-            return np.asarray(ImageOps.fit(image.convert("RGB"), (32, 32), Image.Resampling.BILINEAR))
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            return "not a file"
+        if file.is_file() and file.stat().st_size > MOST_BYTES:
+            return f"too large: more than {MOST_BYTES >> 20} MiB"
+        return np.asarray(ImageOps.fit(read_rgb(file), (32, 32), Image.Resampling.BILINEAR))
     except FileNotFoundError:
         return "no such file"
     except IsADirectoryError:
         return f"no image files in this folder ({', '.join(SUFFIXES)})"
-    except UNDECODABLE as error:
-        return f"not a readable image ({str(error).partition(' <')[0].partition(chr(10))[0] or type(error).__name__})"
+    except (NoImage, OSError, MemoryError) as error:
+        return str(error)
 
 
 def _load(client: MlflowClient, model: str | None) -> Model:

@@ -7,9 +7,11 @@ import numpy as np
 
 from cifar_lab import imagefiles, official
 from cifar_lab.catalogue import CIFAR10, ENTRIES, SPLITS, Entry
+from cifar_lab.config import printable
 from cifar_lab.sources import DATA, DataError, Images, Source, Unreachable
 
 PLACES = (DATA, Path("../shared/data"))
+SHOWN = 5  # of what was passed over
 
 
 def find_source(data: str, data_dir: Path | None) -> Source:
@@ -35,6 +37,8 @@ def find_source(data: str, data_dir: Path | None) -> Source:
         return official.official_archive(official.download(entry), entry)
     except Unreachable as error:
         reason = f"{entry.title} is not in {' or '.join(f'{place}/' for place in PLACES)} and {error}"
+        if others := _passed_over():
+            reason = f"{reason}; what is there was passed over: {', '.join(others)}"
         if data == "auto":
             return _digits(reason)
         raise DataError(f"{reason}; put it there or give --data-dir") from None
@@ -45,7 +49,7 @@ def _recognise(path: Path, entry: Entry) -> Source | None:
     if path.is_file():
         official_name = path.name == entry.archive
         return official.official_archive(path, entry) if official_name else imagefiles.image_archive(path, entry)
-    if path.name == entry.folder:
+    if path.name == entry.folder and path.is_dir():
         return official.official_folder(path, entry)
     if (path / entry.archive).is_file():
         return official.official_archive(path / entry.archive, entry)
@@ -55,12 +59,18 @@ def _recognise(path: Path, entry: Entry) -> Source | None:
     for folder in [path, *below]:
         if any((folder / split / name).is_dir() for split in SPLITS for name in entry.classes):
             return imagefiles.image_folder(folder, entry)
-    for file in below:
+    for file in filter(Path.is_file, below):
         name, others = file.name.lower().replace("-", "").replace("_", ""), ENTRIES.keys() - {entry.name}
         longer = any(name.startswith(other) for other in others if other.startswith(entry.name))  # cifar100, cifar10
         if name.startswith(entry.name) and not longer and name.endswith((*imagefiles.TARS, ".zip")):
             return imagefiles.image_archive(file, entry)
     return None
+
+
+def _passed_over() -> list[str]:
+    """Some of what lies where images are looked for."""
+    found = [path for place in PLACES if place.is_dir() for path in sorted(place.iterdir())]
+    return [printable(str(path)) for path in found if not (path.name.startswith(".") or path == DATA / "cache")][:SHOWN]
 
 
 def _digits(because: str) -> Source:

@@ -19,6 +19,17 @@ def test_images_are_described_and_drawn(workplace, capsys):
         assert min(picture.size) > 300
 
 
+def test_images_that_are_there_twice_are_counted(workplace, capsys):
+    images = write_images(workplace / "data" / "images", (3, 2))
+    picture = (images / "train" / "cat" / "0000.png").read_bytes()
+    for copy in "train/cat/0001.png", "train/dog/0002.png", "test/ship/0001.png":
+        (images / copy).write_bytes(picture)
+    assert main(["data"]) == 0
+    output = capsys.readouterr().out
+    assert "\n2 images of train have the pixels of another one of it\n" in output
+    assert "\n1 images of test have the pixels of one of train\n" in output
+
+
 def test_what_is_missing_costs_one_line(workplace, capsys):
     assert main(["data", "--data-dir", "nowhere"]) == 1
     assert capsys.readouterr().err == "cifar_lab: data directory nowhere does not exist\n"

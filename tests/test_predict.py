@@ -1,6 +1,8 @@
 """Image files of many kinds through the champion on the command line."""
 
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -64,7 +66,16 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_answered(tracked, pictures
     (broken / "text.jpg").write_text("not a picture")
     (broken / "cut.png").write_bytes((folder / "00.png").read_bytes()[:200])
     (broken / "page.pdf").write_bytes(b"%PDF-1.4")
-    code, output = predict(tracked, folder / "0[01]*", *sorted(broken.iterdir()), broken / "no.png", tracked.folder)
+    os.mkfifo(tmp_path / "pipe")
+    exif = Image.open(folder / "00.png").getexif()
+    exif[0x0112] = 6
+    Image.open(folder / "00.png").save(
+        broken / "exif.png", exif=b"Exif\0\0MM\0*\0\0\0\x08" + b"\0\1\x01\x12" + b"\xff" * 5
+    )
+    named = tmp_path / "\udcff\x1b[31m.png"  # a name that is not UTF-8, and would colour the terminal
+    shutil.copy(folder / "00.png", named)
+    others = (broken / "no.png", tracked.folder, tmp_path / "pipe", named)
+    code, output = predict(tracked, folder / "0[01]*", *sorted(broken.iterdir()), *others)
     assert code == 1
     lines = output.splitlines()
     told = {line.partition(": ")[0]: line.partition(": ")[2] for line in lines}
@@ -75,7 +86,9 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_answered(tracked, pictures
         first, *_ = told[str(folder / name)].split(", ")
         assert first.split()[0] in "0123456789"
         assert first.endswith("%")
-    assert len([line for line in lines if str(broken) in line]) == 5
+    assert told[str(tmp_path / "pipe")] == "not a file"
+    assert told[str(tmp_path / r"\udcff\x1b[31m.png")] == told[str(folder / "00.png")]
+    assert len([line for line in lines if str(broken) in line]) == 6
 
 
 def test_a_run_answers_like_the_model_that_was_registered_from_it(tracked, pictures):
