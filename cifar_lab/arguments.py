@@ -7,6 +7,8 @@ from typing import Any, NoReturn
 
 METRICS = ("test/acc", "test/acc_tta", "test/loss", "val/acc", "val/loss")
 PICTURES = (".png", ".svg", ".pdf")
+MOST, MOST_DEVICES, MOST_SEEDS, LARGEST_SEED = 1_000_000, 1024, 10_000, 10**18
+SHOWN = 40  # characters of what is refused
 
 
 class Parser(argparse.ArgumentParser):
@@ -164,8 +166,8 @@ def _positive(text: str) -> int:
         value = int(text)
     except ValueError:
         value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    if not 1 <= value <= MOST:
+        raise argparse.ArgumentTypeError(f"{text[:SHOWN]!r} is not a positive whole number up to {MOST:,}")
     return value
 
 
@@ -174,7 +176,7 @@ def _gpus(text: str) -> float:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not (0 <= value < 1 or value == int(value)):
+    if not 0 <= value <= MOST_DEVICES or 1 < value != int(value):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number of GPUs nor a part of one")
     return value
 
@@ -210,11 +212,12 @@ def _port(text: str) -> int:
 
 def _seeds(text: str) -> tuple[int, ...]:
     try:
-        seeds = (
-            tuple(int(part) for part in text.removesuffix(",").split(",")) if "," in text else tuple(range(int(text)))
-        )
+        numbers = [int(part) for part in text.removesuffix(",").split(",")]
+        seeds = tuple(numbers) if "," in text else tuple(range(min(numbers[0], MOST_SEEDS + 1)))
     except ValueError:
         seeds = ()
-    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a positive count nor different seeds such as 3,5,8")
+    different = len(set(seeds)) == len(seeds)
+    if not (0 < len(seeds) <= MOST_SEEDS and different and 0 <= min(seeds) <= max(seeds) < LARGEST_SEED):
+        kinds = f"a count from 1 to {MOST_SEEDS:,} nor different seeds such as 3,5,8"
+        raise argparse.ArgumentTypeError(f"{text[:SHOWN]!r} is neither {kinds}")
     return seeds

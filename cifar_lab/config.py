@@ -45,7 +45,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-Size = Annotated[int, Field(ge=1, strict=True)]
+Size = Annotated[int, Field(ge=1, le=65_536, strict=True)]
 
 
 class LinearConfig(Section):
@@ -62,7 +62,7 @@ class CNNConfig(Section):
     one_vs_one: bool = Field(False, description="as of the linear model, with one network below all of them")
     directions: int = Field(12, ge=1, le=12, description="of the 12 of a patch, by falling variance; two channels each")
     widths: tuple[Size, Size, Size] = Field((64, 256, 256), strict=False)
-    depth: int = Field(2, ge=1)
+    depth: int = Field(2, ge=1, le=100)
 
 
 class DataConfig(Section):
@@ -70,14 +70,17 @@ class DataConfig(Section):
 
     labels: Literal["fine", "coarse"] = Field("fine", description="coarse: of CIFAR-100, the superclasses")
     classes: tuple[str, ...] = Field((), strict=False, description="two or more of the data set's; all if not given")
-    val_size: int | None = Field(None, ge=0, description="images held out; a tenth of the training set if not given")
-    split_seed: int = Field(0, ge=0)
+    val_size: int | None = Field(
+        None, ge=0, le=10**9, description="images held out; a tenth of the training set if not given"
+    )
+    split_seed: int = Field(0, ge=0, lt=1 << 32)
     flip: bool = Field(True, description="mirror every other time a training image is seen")
     translate: int = Field(2, ge=0, le=16, description="largest shift of a training image, pixels")
     sides: tuple[Annotated[int, Field(ge=16, le=32, strict=True)], ...] = Field(
         (32,),
         strict=False,
         min_length=1,
+        max_length=1000,
         description="of training images, pixels; each for an equal part of the epochs",
     )
 
@@ -106,16 +109,18 @@ class OptimConfig(Section):
 class TrainerConfig(Section):
     """How long, in what pieces, on how many devices, and with what arithmetic."""
 
-    epochs: int = Field(8, ge=1)
-    batch_size: int = Field(500, ge=1, description="images per optimiser step")
+    epochs: int = Field(8, ge=1, le=100_000)
+    batch_size: int = Field(500, ge=1, le=10**6, description="images per optimiser step")
     micro_batch_size: int | None = Field(
-        None, ge=1, description="images that go through the network at once; the whole batch if not given"
+        None, ge=1, le=10**6, description="images that go through the network at once; the whole batch if not given"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 where that is faster on the device, else fp32"
     )
-    threads: int = Field(1, ge=1, description="CPU threads of one run; they determine its last bits")
-    devices: int = Field(1, ge=1, description="that share each batch of one run; batch norm sees a device's part")
+    threads: int = Field(1, ge=1, le=1024, description="CPU threads of one run; they determine its last bits")
+    devices: int = Field(
+        1, ge=1, le=1024, description="that share each batch of one run; batch norm sees a device's part"
+    )
     tta: bool = Field(False, description="score the test set also with test-time augmentation")
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
 import torch
@@ -56,6 +57,8 @@ class Pool:
                 handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the driver to answer
                 try:
                     return pool.submit(*call)
+                except (OSError, EOFError) as error:  # of a fork server that died meanwhile
+                    raise BrokenProcessPool("no worker process could be started") from error
                 finally:
                     signal.signal(signal.SIGINT, handler)
 

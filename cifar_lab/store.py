@@ -228,9 +228,13 @@ def folder_id() -> str:
 def _read_folder_id(file: Path) -> dict[str, str]:
     """What folder_id wrote; nothing where that is gone or damaged."""
     try:
-        return {key: str(value) for key, value in json.loads(file.read_text()).items()}
-    except (OSError, ValueError, AttributeError):
+        text = file.read_text()
+    except (OSError, ValueError):
         return {}
+    try:
+        return {key: str(value) for key, value in json.loads(text).items()}
+    except (ValueError, AttributeError):
+        return {"id": text.strip()}  # all that earlier versions wrote
 
 
 def _lock(name: str) -> FileLock:

@@ -7,9 +7,10 @@ from pathlib import Path
 import optuna
 from mlflow.entities import Run
 from pytorch_lightning import Callback, LightningModule, Trainer
+from sqlalchemy.exc import SQLAlchemyError
 
 from cifar_lab import runs, store, tracking
-from cifar_lab.config import Config
+from cifar_lab.config import Config, UserError
 from cifar_lab.train import train
 from cifar_lab.worker import Stop, opened, run_to_train, working
 
@@ -18,16 +19,23 @@ FIRST_TRIALS = 5  # before a median means something
 
 
 def open_study(name: str) -> optuna.Study:
-    """The study of a sweep, made if it is not there, in Optuna's own database beside `mlflow.db`."""
+    """The study of a sweep, made if it is not there, in Optuna's own database beside `mlflow.db`.
+
+    Raises UserError if that can't be used.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    options = {"connect_args": {"timeout": 20}}
-    return optuna.create_study(
-        storage=optuna.storages.RDBStorage(f"sqlite:///{store.home() / DATABASE}", engine_kwargs=options),
-        study_name=name,
-        direction="maximize",
-        load_if_exists=True,
-        pruner=optuna.pruners.MedianPruner(FIRST_TRIALS, n_min_trials=FIRST_TRIALS),
-    )
+    options, file = {"connect_args": {"timeout": 20}}, store.home() / DATABASE
+    try:
+        return optuna.create_study(
+            storage=optuna.storages.RDBStorage(f"sqlite:///{file}", engine_kwargs=options),
+            study_name=name,
+            direction="maximize",
+            load_if_exists=True,
+            pruner=optuna.pruners.MedianPruner(FIRST_TRIALS, n_min_trials=FIRST_TRIALS),
+        )
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
+        reason = str(getattr(error.__cause__ or error, "orig", None) or error).partition("\n")[0]
+        raise UserError(f"the trials in {file} can't be read ({reason}); move it away to begin anew") from None
 
 
 class _Prune(Callback):

@@ -1,3 +1,4 @@
+import os
 import re
 import tomllib
 
@@ -11,6 +12,39 @@ def write(tmp_path, text):
     path = tmp_path / "x.toml"
     path.write_text(text)
     return str(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[model]\nkind = 'cnn'\nwidths = [1" + 30 * "0" + ", 1, 1]", "model.widths.0 = 1"),
+        ("x = " + 2000 * "[", "x.toml: "),
+        ("x = " + 5000 * "9", "x.toml: "),
+        ("#" * (1 << 20) + "\n", "has more than 1,048,576 bytes"),
+        ('x = "\udcff"', "x.toml: "),
+    ],
+)
+def test_a_file_that_is_made_to_break_costs_one_line(tmp_path, text, message):
+    (tmp_path / "x.toml").write_text(text, errors="surrogateescape")
+    with pytest.raises(UsageError) as caught:
+        load_config(str(tmp_path / "x.toml"))
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.toml")
+    for place in tmp_path / "x.toml", tmp_path / "zero.toml":
+        if not place.exists():
+            place.symlink_to("/dev/zero")
+        with pytest.raises(UsageError, match=r"\.toml is not a file"):
+            load_config(str(place))
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path):
+    (tmp_path / "x.toml").write_bytes(b"\xef\xbb\xbf[model]\nkind = 'linear'\n")
+    assert load_config(str(tmp_path / "x.toml")).model.kind == "linear"
 
 
 def test_file_says_only_what_differs_and_overrides_win(tmp_path):

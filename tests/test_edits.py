@@ -68,6 +68,23 @@ def test_runs_whose_tags_were_edited_are_left_out_and_named(copied):
     assert f"run cnn-seed1 ({edited['cnn-seed1']}) is left out: it has no tag seed\n" in output
 
 
+def test_experiments_of_any_name_are_found_again(unused):
+    names = ["my linear", "lr=0.1", "cnn+aug (v2)", "it's", "sub/8-1"]
+    for index, name in enumerate(names):
+        file = unused / "experiments" / f"{name}.toml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        classes = '[data]\nclasses = ["8", "1"]\n' if "8" in name else ""
+        file.write_text(
+            f'[model]\nkind = "linear"\n[optim]\nlearning_rate = 0.01{index}\n[trainer]\nepochs = 1\n{classes}'
+        )
+    output = cifar_lab(unused, "experiment", *names, "--data", "digits", "--seeds", "2")
+    assert output.count("2 of 2 runs to train") == 5
+    assert "it's" in cifar_lab(unused, "compare", *names[:4])
+    cifar_lab(unused, "report", *names[:4])
+    cifar_lab(unused, "experiment", "sub/8-1", "--data", "digits", "--seeds", "1", "--set", "optim.momentum=0.5")
+    assert "`sub/8-1`" in cifar_lab(unused, "compare", "sub/8-1")  # of the two, as its file says
+
+
 def test_of_two_sets_with_one_hash_one_can_be_chosen(copied):
     folder, client, experiment_id = copied
     first = named(client, experiment_id, "linear")

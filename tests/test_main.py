@@ -31,9 +31,23 @@ MISTAKES = [
     (("experiments",), "invalid choice: 'experiments'"),
     (("experiment",), "the following arguments are required: experiment"),
     (("experiment", "lineer"), "no experiment 'lineer'; experiments/ has: none"),
-    (("experiment", LINEAR, "--seeds", "0"), "--seeds: '0' is neither a positive count nor different seeds"),
+    (("experiment", LINEAR, "--seeds", "0"), "--seeds: '0' is neither a count from 1 to 10,000 nor different seeds"),
     (("experiment", LINEAR, "--seeds", "3,3"), "--seeds: '3,3' is neither"),
     (("experiment", LINEAR, "--seeds", "1,x"), "--seeds: '1,x' is neither"),
+    (("experiment", LINEAR, "--seeds", "1000000000"), "'1000000000' is neither a count from 1 to 10,000"),
+    (("experiment", LINEAR, "--seeds", "1,9999999999999999999"), "is neither a count"),
+    (
+        ("experiment", LINEAR, "--jobs", "9" * 5000),
+        f"--jobs: '{'9' * 40}' is not a positive whole number up to 1,000,000",
+    ),
+    *(
+        (("experiment", LINEAR, "--gpus", text), f"--gpus: '{text}' is neither")
+        for text in ("abc", "-1", "1.5", "inf", "nan")
+    ),
+    (("experiment", LINEAR, "--gpus=-3"), "--gpus: '-3' is neither"),
+    (("experiment", LINEAR, "--set", "trainer.epochs=1000000000000"), "Input should be less than or equal to 100000"),
+    (("experiment", LINEAR, "--set", "trainer.devices=1000000000"), "Input should be less than or equal to 1024"),
+    (("experiment", "a\x1b[31mb"), r"an experiment can't have the name 'a\\x1b[31mb'"),
     (("experiment", LINEAR, "--epochs", "0"), "--epochs: '0' is not a positive whole number"),
     (("experiment", LINEAR, "--epochs", "2.5"), "--epochs: '2.5' is not a positive whole number"),
     (("experiment", LINEAR, "--jobs", "many"), "--jobs: 'many' is not a positive whole number"),

@@ -10,6 +10,7 @@ import pytest
 import requests
 from filelock import Timeout
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.tracking import MlflowClient
 
 from cifar_lab import store
@@ -95,11 +96,74 @@ def test_one_database_has_one_set_of_claims_from_wherever_it_is_used(workplace, 
     assert not list(workplace.glob("checkpoints/*.lock"))
 
 
+def test_a_moved_folder_is_the_same_and_a_copy_is_not(workplace, tmp_path, monkeypatch):
+    first = store.folder_id()
+    assert store.folder_id() == first
+    copy, moved = tmp_path / "copy", tmp_path / "moved"
+    shutil.copytree(workplace, copy)
+    monkeypatch.chdir(copy)
+    second = store.folder_id()
+    assert second != first
+    shutil.move(workplace, moved)
+    monkeypatch.chdir(moved)
+    assert store.folder_id() == first
+    monkeypatch.setattr(store.platform, "node", lambda: "another machine")  # as a copy of a disk is
+    assert store.folder_id() not in (first, second)
+
+
+@pytest.mark.parametrize(("content", "kept"), [("", False), ("{", False), ("a" * 32, True)])
+def test_a_damaged_identity_is_made_anew_and_an_old_one_kept(workplace, content, kept):
+    store.folder_id()
+    (workplace / "checkpoints" / "folder_id").write_text(content)
+    found = store.folder_id()
+    assert (found == content) == kept
+    assert store.folder_id() == found
+    assert len(found) == 32
+
+
+def test_what_stands_where_runs_are_kept_is_named(workplace):
+    for name in "mlruns", "checkpoints":
+        (workplace / name).symlink_to("nowhere")
+        with pytest.raises(UserError, match=f"{workplace}/{name} is no folder, but runs are to be kept there"):
+            store.connect(make=True)
+        (workplace / name).unlink()
+
+
+@pytest.mark.parametrize("name", ["a%20b", "what?"])
+def test_a_folder_that_mlflow_confuses_with_another_is_refused(tmp_path, monkeypatch, name):
+    (tmp_path / name).mkdir()
+    enter_new = monkeypatch.chdir(tmp_path / name)
+    assert enter_new is None
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(UserError, match=r"MLflow can't keep runs in a folder with [%?] in its path"):
+        store.connect(make=True)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_options_of_a_database_are_no_part_of_its_path(workplace, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///kept/runs.db?timeout=30")
+    (workplace / "kept").mkdir()
+    store.connect(make=True)
+    assert (workplace / "kept" / "runs.db").is_file()
+    assert store.home() == workplace / "kept"
+
+
+def test_models_are_registered_where_the_runs_are(workplace, monkeypatch):
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "databricks-uc")
+    client = store.connect(make=True)
+    client.create_registered_model("x")
+    with closing(sqlite3.connect(workplace / "mlflow.db")) as connection:
+        assert connection.execute("SELECT name FROM registered_models").fetchall() == [("x",)]
+
+
 EXPLAINED = [
     (OSError(errno.ENOSPC, "No space left on device"), "{here}: No space left on device"),
     (OSError(errno.ENOSPC, "No space left on device", "from", None, "to"), "to: No space left on device"),
     (FileNotFoundError(errno.ENOENT, "a mistake of ours", "x"), ""),
     (ValueError("a mistake of ours"), ""),
+    (MlflowException("a mistake of ours"), ""),
+    (MlflowException("Run 'x' not found", 5), ""),
+    (MlflowException("Run 'x' not found", RESOURCE_DOES_NOT_EXIST), "http://host: Run 'x' not found"),
     (requests.HTTPError("500 Server Error"), "http://host: 500 Server Error"),
     (
         MlflowException("API request to http://user:secret@host/api failed with exception Max retries exceeded"),

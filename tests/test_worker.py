@@ -1,0 +1,84 @@
+"""Mistakes of our own: the run is FAILED with the traceback, one line tells it, and --debug shows where it is."""
+
+import sys
+
+import pytest
+from conftest import EXPERIMENTS
+
+from cifar_lab import __main__, repeat, results, store, worker
+from cifar_lab.__main__ import main
+from cifar_lab.config import UserError, load_config
+from cifar_lab.datasets import load_dataset
+from cifar_lab.provenance import machine_tags
+from cifar_lab.train import resolve_config
+
+
+@pytest.fixture
+def planned(workplace):
+    """What a worker gets for a run of the linear model."""
+    dataset, _ = load_dataset("digits")
+    config = resolve_config(load_config(str(EXPERIMENTS / "linear.toml"), ["trainer.epochs=1"]), dataset, "fp32")
+    client = store.connect(make=True)
+    (item,) = repeat.plan(client, {"linear": config}, [0], {"linear": dataset}, machine_tags("cpu"))
+    return client, item, (item.parent, config, {**item.tags, "seed": "0"}, dataset)
+
+
+def run_of(client, item):
+    (run,) = client.search_runs([item.parent.info.experiment_id], "tags.kind = 'run'")
+    return run
+
+
+def test_an_error_of_ours_is_kept_with_the_run(planned, monkeypatch):
+    client, item, call = planned
+    monkeypatch.setattr(results, "log_result", lambda *_: {}["no such key"])
+    line = r"^KeyError: 'no such key' \(the run's artifact error\.txt has the traceback\); start again to continue$"
+    with pytest.raises(UserError, match=line) as caught:
+        worker.train_one(*call)
+    assert isinstance(caught.value.__cause__, KeyError)  # which --debug shows
+    run = run_of(client, item)
+    assert run.info.status == "FAILED"
+    with open(client.download_artifacts(run.info.run_id, "error.txt")) as file:
+        assert "in <lambda>" in file.read()
+    monkeypatch.undo()
+    assert worker.train_one(*call)
+    assert run_of(client, item).info.status == "FINISHED"
+
+
+def test_an_error_before_there_is_a_run_names_no_artifact(planned, monkeypatch):
+    client, item, call = planned
+    monkeypatch.setattr(worker, "opened", lambda *_: {}["no such key"])
+    with pytest.raises(UserError, match=r"^KeyError: 'no such key' \(--debug has the traceback\)"):
+        worker.train_one(*call)
+    assert not client.search_runs([item.parent.info.experiment_id], "tags.kind = 'run'")
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_the_command_line_tells_it_in_a_line_and_where_with_debug(monkeypatch, capsys, caplog, debug):
+    monkeypatch.setitem(__main__.COMMANDS, "best", lambda options: {}["\x1b[31m"])
+    assert main(["best", *["--debug"] * debug]) == 1
+    line = "cifar_lab: KeyError: '\\x1b[31m' (a mistake of cifar_lab, please report it; --debug shows where it is)\n"
+    assert capsys.readouterr().err == line
+    assert ("in <lambda>" in caplog.text) == debug
+
+
+def test_what_the_terminal_cannot_show_ends_nothing(monkeypatch, tmp_path):
+    def show(options):
+        print("50 ± 1 %, \udcff, ä")
+        return 0
+
+    monkeypatch.setitem(__main__.COMMANDS, "best", show)
+    with (tmp_path / "output").open("w", encoding="ascii") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        assert main(["best"]) == 0
+    assert (tmp_path / "output").read_text() == "50 +- 1 %, ?, ?\n"
+
+
+def test_nobody_reading_is_no_mistake(monkeypatch, capfd):
+    def show(options):
+        raise BrokenPipeError
+
+    monkeypatch.setitem(__main__.COMMANDS, "best", show)
+    with monkeypatch.context() as patch:
+        patch.setattr(__main__.os, "dup2", lambda *_: None)
+        assert main(["best"]) == 141
+    assert capfd.readouterr().err == ""
