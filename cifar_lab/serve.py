@@ -1,19 +1,22 @@
 """MLflow's model server for a registered model, which says what is wrong with a request."""
 
 import json
+import zlib
+from typing import Any
 
 import mlflow
 import numpy as np
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse
 from mlflow.pyfunc import scoring_server
 
 from cifar_lab import runs, store, ui
 from cifar_lab.registered import load_registered
 
 EXPECTED = 'send {"inputs": [...]}, images of shape (n, 32, 32, 3), red, green and blue as whole numbers from 0 to 255'
-JSON = "application/json"
+MOST_BYTES = 1 << 28  # of a request
+GZIP = 16 + zlib.MAX_WBITS  # zlib's way to ask for gzip's format
 
 
 def serve(model: str | None, port: int) -> int:
@@ -30,34 +33,67 @@ def serve(model: str | None, port: int) -> int:
 def make_app(model: mlflow.pyfunc.PyFuncModel) -> FastAPI:
     """MLflow's server, before which requests with other than images get an answer 400 that says so."""
     app = scoring_server.init(model)
-
-    @app.middleware("http")
-    async def check(request: Request, answer: object) -> Response:
-        checked = request.url.path == "/invocations" and request.headers.get("content-type", "").startswith(JSON)
-        complaint = complaint_about(await request.body()) if checked else ""
-        if complaint:
-            return JSONResponse({"error_code": "BAD_REQUEST", "message": f"{complaint}; {EXPECTED}"}, 400)
-        return await answer(request)
-
+    app.add_middleware(_Checked)
     return app
 
 
-def complaint_about(body: bytes) -> str:
-    """What is wrong with a request; "" for nothing."""
+class _Checked:
+    """Hands on requests for predictions as MLflow understands them, and answers itself what is none."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        headers = dict(scope.get("headers", ()))
+        json_sent = headers.get(b"content-type", b"").startswith(b"application/json")
+        if scope["type"] != "http" or scope["path"] != "/invocations" or not json_sent:
+            return await self.app(scope, receive, send)
+        try:
+            body = b""
+            async for piece in Request(scope, receive).stream():
+                body += piece
+                _check_size(body)
+            if headers.get(b"content-encoding") == b"gzip":
+                body = zlib.decompressobj(GZIP).decompress(body, MOST_BYTES + 1)
+                _check_size(body)
+            body = json.dumps({"inputs": read_images(body).tolist()}).encode()
+        except (ValueError, zlib.error) as error:
+            answer = JSONResponse({"error_code": "BAD_REQUEST", "message": f"{error}; {EXPECTED}"}, 400)
+            return await answer(scope, receive, send)
+        headers.pop(b"content-encoding", None)
+        headers[b"content-length"] = str(len(body)).encode()
+        pending = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Any:
+            return pending.pop() if pending else await receive()
+
+        return await self.app({**scope, "headers": [*headers.items()]}, replay, send)
+
+
+def _check_size(body: bytes) -> None:
+    if len(body) > MOST_BYTES:
+        raise ValueError(f"the request has more than {MOST_BYTES >> 20} MiB")
+
+
+def read_images(body: bytes) -> np.ndarray:
+    """(n, 32, 32, 3) uint8 of a request; raises ValueError, which says what is wrong with it."""
     try:
         request = json.loads(body)
     except ValueError as error:
-        return f"this is not JSON ({error})"
-    if not isinstance(request, dict) or "inputs" not in request:
-        return 'there are no "inputs"'
+        raise ValueError(f"this is not JSON ({error})") from None
+    except RecursionError:
+        raise ValueError("this is nested too deeply") from None
+    name = next((name for name in ("inputs", "instances") if isinstance(request, dict) and name in request), None)
+    if name is None:
+        raise ValueError('there are no "inputs"')
     try:
-        images = np.asarray(request["inputs"])
-    except ValueError:
-        return '"inputs" has rows of different lengths'
+        images = np.asarray(request[name])
+    except (ValueError, OverflowError):
+        raise ValueError(f'"{name}" has rows of different lengths, or numbers that are too large') from None
     if images.ndim != 4 or images.shape[1:] != (32, 32, 3) or not len(images):
-        return f'"inputs" has the shape {images.shape}'
-    if images.dtype.kind not in "iu":
-        return f'"inputs" are not whole numbers ({images.dtype})'
+        raise ValueError(f'"{name}" has the shape {images.shape}')
+    if images.dtype.kind not in "iuf" or (images.dtype.kind == "f" and (images != np.rint(images)).any()):
+        raise ValueError(f'"{name}" are not whole numbers ({images.dtype})')
     if images.min() < 0 or images.max() > 255:
-        return f'"inputs" reach from {images.min()} to {images.max()}'
-    return ""
+        raise ValueError(f'"{name}" reach from {images.min()} to {images.max()}')
+    return images.astype(np.uint8)

@@ -34,7 +34,7 @@ def open_study(name: str) -> optuna.Study:
             pruner=optuna.pruners.MedianPruner(FIRST_TRIALS, n_min_trials=FIRST_TRIALS),
         )
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
-        reason = str(getattr(error.__cause__ or error, "orig", None) or error).partition("\n")[0]
+        reason = str(error.__cause__ or error).partition("\n")[0]
         raise UserError(f"the trials in {file} can't be read ({reason}); move it away to begin anew") from None
 
 

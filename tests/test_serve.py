@@ -1,5 +1,6 @@
 """The champion behind MLflow's model server."""
 
+import gzip
 import json
 import socket
 import time
@@ -42,8 +43,8 @@ def address(tracked):
     assert "Traceback" not in driver.output()
 
 
-def post(address, body, kind="application/json"):
-    request = urllib.request.Request(f"{address}/invocations", body, {"Content-Type": kind})
+def post(address, body, kind="application/json", **headers):
+    request = urllib.request.Request(f"{address}/invocations", body, {"Content-Type": kind, **headers})
     try:
         with urllib.request.urlopen(request) as answer:
             return answer.status, answer.read().decode()
@@ -60,6 +61,16 @@ def test_images_get_probabilities(tracked, address):
     assert (probabilities.argmax(1) == dataset.labels["test"][:50]).mean() > 0.5
 
 
+def test_other_habits_are_understood(tracked, address):
+    images = open_dataset(next(tracked.folder.glob("data/cache/*"))).images["test"][:3]
+    plain = post(address, json.dumps({"inputs": images.tolist()}).encode())
+    assert plain[0] == 200
+    assert post(address, json.dumps({"instances": images.tolist()}).encode()) == plain  # TensorFlow's
+    assert post(address, json.dumps({"inputs": images.astype(float).tolist()}).encode()) == plain
+    packed = gzip.compress(json.dumps({"inputs": images.tolist()}).encode())
+    assert post(address, packed, **{"Content-Encoding": "gzip"}) == plain
+
+
 IMAGE = np.zeros((1, 32, 32, 3), int)
 
 
@@ -70,10 +81,13 @@ IMAGE = np.zeros((1, 32, 32, 3), int)
         ({"inputs": IMAGE[:, :16].tolist()}, "has the shape (1, 16, 32, 3)"),
         ({"inputs": []}, "has the shape (0,)"),
         ({"inputs": [[1, 2], [3]]}, "has rows of different lengths"),
-        ({"inputs": (IMAGE / 255).tolist()}, "are not whole numbers (float64)"),
+        ({"inputs": ((IMAGE + 1) / 255).tolist()}, "are not whole numbers (float64)"),
         ({"inputs": (IMAGE + 256).tolist()}, "reach from 256 to 256"),
         ({"inputs": (IMAGE - 1).tolist()}, "reach from -1 to -1"),
+        ({"inputs": (IMAGE + np.nan).tolist()}, "are not whole numbers"),
         ({"inputs": "cat"}, "has the shape ()"),
+        ({"inputs": [[[[[1]]]]] * 2}, "has the shape (2, 1, 1, 1, 1)"),
+        ({"inputs": [10**30]}, "has the shape (1,)"),
         ({"input": IMAGE.tolist()}, 'there are no "inputs"'),
         ([1], 'there are no "inputs"'),
         ("cat", 'there are no "inputs"'),
@@ -88,4 +102,7 @@ def test_anything_else_gets_400_and_the_reason(address, request_, complaint):
 
 def test_what_is_no_json_is_refused(address):
     assert post(address, b"cat")[0] == 400
+    deep = b'{"inputs": ' + 5000 * b"[" + 5000 * b"]" + b"}"
+    assert post(address, deep)[0] == 400
+    assert post(address, b"cat", **{"Content-Encoding": "gzip"})[0] == 400
     assert post(address, b"cat", "image/jpeg")[0] == 415

@@ -11,8 +11,9 @@ import pytest
 from conftest import EXPERIMENTS, Driver, processes_in
 from mlflow.tracking import MlflowClient
 
-from cifar_lab.config import UsageError, load_config
+from cifar_lab.config import UsageError, UserError, load_config
 from cifar_lab.space import Range, parse_space
+from cifar_lab.trial import open_study
 
 LINEAR = str(EXPERIMENTS / "linear.toml")
 SEARCHED = ("--set", "optim.learning_rate=0.0005..0.1:log", "--set", "trainer.batch_size=32..256")
@@ -53,6 +54,22 @@ def test_ranges_are_of_the_numbers_that_they_are_written_with(text, expected):
 def test_wrong_ranges_are_named_before_anything_is_trained(overrides, message):
     with pytest.raises(UsageError, match=re.escape(message)):
         parse_space("linear", LINEAR, overrides)
+
+
+def test_a_study_has_the_recipe_that_it_began_with(tmp_path):
+    file = tmp_path / "x.toml"
+    file.write_text('[model]\nkind = "linear"\n')
+    space = parse_space("x", str(file), ["optim.learning_rate=0.1..0.2"])
+    file.write_text('[model]\nkind = "cnn"\n')
+    assert space.config({"optim.learning_rate": 0.15}).model.kind == "linear"
+
+
+def test_trials_that_cannot_be_read_cost_one_line(workplace):
+    (workplace / "optuna.db").write_text("no database" * 1000)
+    with pytest.raises(
+        UserError, match=r"the trials in \S+/optuna.db can't be read \(.*file is not a database\); move it"
+    ):
+        open_study("x")
 
 
 def finished(folder, study_name):
