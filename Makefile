@@ -9,14 +9,20 @@ JOBS ?= auto
 TOLERANCE ?= 0
 METRIC ?= test/acc
 
-ifeq ($(CONDA_DEFAULT_ENV),cifar-lab)
-BIN :=
+ifeq ($(CONDA_DEFAULT_ENV) $(notdir $(wildcard $(CONDA_PREFIX)/bin/python)),cifar-lab python)
+BIN := $(CONDA_PREFIX)/bin/
 READY :=
 else
 BIN := .venv/bin/
 READY := .venv/ready $(if $(CLUSTER),.venv/ray)
 endif
 
+# What a user gives reaches the shell as it is: quoted as a whole, or word by word.
+quoted = '$(subst ','\'',$1)'
+each = $(foreach one,$1,$(call quoted,$(one)))
+export PIP_USER := 0
+
+.NOTPARALLEL:
 .DEFAULT_GOAL := help
 .PHONY: help setup experiment pairs sweep reproduce compare report best predict serve data check-gpu ui server relocate test bench lint audit lock
 LAB := $(BIN)python -m cifar_lab
@@ -41,45 +47,51 @@ help:  ## list the targets
 
 setup: $(READY)  ## make .venv from requirements.lock; again only when that changes
 
-COMMON = $(if $(EPOCHS),--epochs $(EPOCHS)) --data $(DATA) --accelerator $(ACCELERATOR) --jobs $(JOBS)
+COMMON = $(if $(EPOCHS),--epochs $(call quoted,$(EPOCHS))) --data $(call quoted,$(DATA)) \
+    --accelerator $(call quoted,$(ACCELERATOR)) --jobs $(call quoted,$(JOBS))
 
-PLACE = $(if $(DEVICES),--devices $(DEVICES)) $(if $(CLUSTER),--cluster $(CLUSTER)) $(if $(GPUS),--gpus $(GPUS))
+PLACE = $(if $(DEVICES),--devices $(call quoted,$(DEVICES))) $(if $(CLUSTER),--cluster $(call quoted,$(CLUSTER))) \
+    $(if $(GPUS),--gpus $(call quoted,$(GPUS)))
 
 experiment: $(READY)  ## train EXPERIMENTS with SEEDS, track everything, name the best run
-	$(LAB) experiment $(EXPERIMENTS) --seeds $(SEEDS) $(COMMON) $(PLACE)
+	$(LAB) experiment $(call each,$(EXPERIMENTS)) --seeds $(call quoted,$(SEEDS)) $(COMMON) $(PLACE)
 
 pairs: $(READY)  ## train EXPERIMENTS also with a classifier for each pair of classes, say which is better
-	$(LAB) pairs $(EXPERIMENTS) --seeds $(SEEDS) $(COMMON) $(PLACE)
+	$(LAB) pairs $(call each,$(EXPERIMENTS)) --seeds $(call quoted,$(SEEDS)) $(COMMON) $(PLACE)
 
 sweep: $(READY)  ## search SPACE for better settings of EXPERIMENTS (one) in TRIALS trials
-	$(LAB) sweep $(EXPERIMENTS) --trials $(TRIALS) $(foreach range,$(or $(SPACE),$(error give SPACE="optim.learning_rate=0.05..0.5:log ...")),--set $(range)) $(COMMON)
+	$(LAB) sweep $(call each,$(EXPERIMENTS)) --trials $(call quoted,$(TRIALS)) \
+	    $(foreach range,$(or $(SPACE),$(error give SPACE="optim.learning_rate=0.05..0.5:log ...")),--set $(call quoted,$(range))) $(COMMON)
 
 reproduce: $(READY)  ## train the run RUN again and say whether it comes out identical
-	$(LAB) reproduce $(or $(RUN),$(error give RUN=<run id>; make best and make ui show ids)) --tolerance $(TOLERANCE) --accelerator $(ACCELERATOR)
+	$(LAB) reproduce $(call quoted,$(or $(RUN),$(error give RUN=<run id>; make best and make ui show ids))) \
+	    --tolerance $(call quoted,$(TOLERANCE)) --accelerator $(call quoted,$(ACCELERATOR))
 
 compare: $(READY)  ## differences between EXPERIMENTS in METRIC with intervals and p-values, drawn in FIGURE
-	$(LAB) compare $(EXPERIMENTS) --metric $(METRIC) --figure $(or $(FIGURE),comparison.png)
+	$(LAB) compare $(call each,$(EXPERIMENTS)) --metric $(call quoted,$(METRIC)) \
+	    --figure $(call quoted,$(or $(FIGURE),comparison.png))
 
 report: $(READY)  ## write report.html about EXPERIMENTS: results, curves, errors, calibration, examples
-	$(LAB) report $(EXPERIMENTS)
+	$(LAB) report $(call each,$(EXPERIMENTS))
 
 best: $(READY)  ## name the best run by validation accuracy, and why
 	$(LAB) best
 
 predict: $(READY)  ## classes of the image files IMAGES by the champion, or by MODEL
-	$(LAB) predict $(or $(IMAGES),$(error give IMAGES="files, folders or patterns")) $(if $(MODEL),--model $(MODEL))
+	$(LAB) predict $(call quoted,$(or $(IMAGES),$(error give IMAGES="files, folders or patterns"))) \
+	    $(if $(MODEL),--model $(call quoted,$(MODEL)))
 
 serve: $(READY)  ## answer HTTP requests with the champion, or MODEL, on 127.0.0.1:PORT
-	$(LAB) serve $(if $(MODEL),--model $(MODEL)) --port $(or $(PORT),5001)
+	$(LAB) serve $(if $(MODEL),--model $(call quoted,$(MODEL))) --port $(call quoted,$(or $(PORT),5001))
 
 data: $(READY)  ## say what images are there, from where, how many; draw some in FIGURE
-	$(LAB) data --data $(DATA) --figure $(or $(FIGURE),samples.png)
+	$(LAB) data --data $(call quoted,$(DATA)) --figure $(call quoted,$(or $(FIGURE),samples.png))
 
 ui: $(READY)  ## open the tracked runs in MLflow's UI on 127.0.0.1:PORT
-	$(LAB) ui --port $(or $(PORT),5000)
+	$(LAB) ui --port $(call quoted,$(or $(PORT),5000))
 
 server: $(READY)  ## be a tracking server for many people, on PostgreSQL, at HOST:PORT (docs/server.md)
-	$(LAB) server --host $(or $(HOST),127.0.0.1) --port $(or $(PORT),5000)
+	$(LAB) server --host $(call quoted,$(or $(HOST),127.0.0.1)) --port $(call quoted,$(or $(PORT),5000))
 
 relocate: $(READY)  ## after this folder was moved or copied, let mlflow.db find its artifacts
 	$(LAB) relocate

@@ -3,19 +3,23 @@
 import argparse
 import codecs
 import logging
-import multiprocessing
 import os
 import signal
 import sys
+import warnings
 from multiprocessing import forkserver
 from typing import Any
 
 from cifar_lab.arguments import make_parser
+from cifar_lab.processes import PRELOAD, fork_server
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code: 0, 1 for a failure, 2 for a wrong command line, 130 if interrupted."""
     _write_what_the_terminal_can()
+    if "error" in os.environ.get("PYTHONWARNINGS", ""):  # would end the libraries' own imports
+        del os.environ["PYTHONWARNINGS"]
+        warnings.resetwarnings()
     options = make_parser().parse_args(arguments)
     from cifar_lab.config import UserError
 
@@ -132,7 +136,7 @@ def _images(options: argparse.Namespace) -> tuple[Any, str]:
 
 def _import_for_workers() -> None:
     """Start the fork server that workers come from: it imports what they need while this process does the same."""
-    multiprocessing.set_forkserver_preload(["cifar_lab.repeat", "mlflow.store.tracking.sqlalchemy_store"])
+    fork_server(PRELOAD)
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the driver to answer
     forkserver.ensure_running()
     signal.signal(signal.SIGINT, handler)

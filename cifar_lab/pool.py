@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 
 from cifar_lab.machine import check_devices, fast_precision, resolve_accelerator
+from cifar_lab.processes import PRELOAD, fork_server
 from cifar_lab.provenance import machine_tags
 from cifar_lab.worker import start_worker
 
@@ -47,7 +48,7 @@ class Pool:
     def open(self, *needs: int) -> Iterator[Submit]:
         """Gives the function that submits a call to a worker process, with needs as of at_once; an error ends all."""
         # a fork server's workers start at once, with all imports done; Metal does not survive a fork
-        context = multiprocessing.get_context("spawn" if self.accelerator == "mps" else "forkserver")
+        context = multiprocessing.get_context("spawn") if self.accelerator == "mps" else fork_server(PRELOAD)
         jobs, settings = self.at_once(*needs), context.SimpleQueue()
         for worker in range(jobs):
             settings.put(self._settings(worker, devices=needs[0]))

@@ -2,8 +2,10 @@
 
 import glob
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -47,14 +49,28 @@ def predict(images: Sequence[str], model: str | None, top: int, as_json: bool) -
 
 
 def _find(images: Sequence[str]) -> list[Path]:
-    """The files that are meant by files, folders and patterns, each once; what means none stays as it is."""
+    """The files that are meant by files, folders and patterns, each once; what means none stays as it is.
+
+    One text may name several, as that of make's IMAGES does.
+    """
     found: list[Path] = []
-    for name in images:
-        matches = [name] if Path(name).exists() else sorted(glob.glob(name, recursive=True))
+    for name in [part for text in images for part in _parts(text)]:
+        matches = _matches(name)
         for path in map(Path, matches or [name]):
             inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
             found += inside or [path]
     return list(dict.fromkeys(found))
+
+
+def _matches(name: str) -> list[str]:
+    return [name] if Path(name).exists() else sorted(glob.glob(name, recursive=True))
+
+
+def _parts(text: str) -> list[str]:
+    with suppress(ValueError):  # of a quote that has no end
+        if not _matches(text) and any(map(_matches, parts := shlex.split(text))):
+            return parts
+    return [text]
 
 
 def read_image(file: Path) -> np.ndarray | str:

@@ -1,6 +1,5 @@
 """The processes of one run on several devices: rank 0 is the caller, each of the others runs beside it."""
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -18,6 +17,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 
 from cifar_lab.config import UserError
+from cifar_lab.processes import follow_parent, fork_server
 
 POLL_SECONDS = 0.05
 END_SECONDS = 1.0
@@ -49,8 +49,7 @@ def ranks(devices: int, accelerator: str, body: Callable[..., Any], *arguments: 
 
     They end with it, however it ends. Raises UserError if one of them dies.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cifar_lab.train"])
+    context = fork_server(["cifar_lab.train"])
     store = dist.TCPStore("127.0.0.1", 0, devices, is_master=True, wait_for_workers=False)
     group = (accelerator, store.port, devices)
     others = [context.Process(target=_other, args=(rank, group, body, arguments)) for rank in range(1, devices)]
@@ -112,14 +111,8 @@ def _other(rank: int, group: tuple[str, int, int], body: Callable[..., Any], arg
 
 
 def _join(rank: int, store: dist.Store, accelerator: str, devices: int) -> None:
-    dist.init_process_group("nccl" if accelerator == "cuda" else "gloo", store=store, rank=rank, world_size=devices)
-
-
-def follow_parent() -> None:
-    """End this process as soon as the one that started it ends."""
-
-    def follow() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    Thread(target=follow, daemon=True).start()
+    try:
+        dist.init_process_group("nccl" if accelerator == "cuda" else "gloo", store=store, rank=rank, world_size=devices)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"the processes of the run can't reach each other: {reason}") from None

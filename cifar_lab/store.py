@@ -17,6 +17,8 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import mlflow
 from filelock import FileLock
@@ -153,11 +155,20 @@ def explain(error: BaseException) -> str:
     )
     if outside or isinstance(error, RequestException):
         if re.search("failed with (exception|timeout)|Max retries", str(error)):
-            return f"no answer from the tracking server {address()}"
+            return f"no answer from the tracking server {address()}{_proxy()}"
         if "error code 401" in str(error):
             return f"{address()} does not know you; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         return f"{address()}: {_first_line(error)}"
     return disk_trouble(error)
+
+
+def _proxy() -> str:
+    """That a proxy is asked for the server, which may not know a local one."""
+    server = urlsplit(_uri())
+    proxy = getproxies().get(server.scheme)
+    if not proxy or proxy_bypass(server.hostname or ""):
+        return ""
+    return f", asked through the proxy {_without_user(proxy)}; NO_PROXY={server.hostname} goes around it"
 
 
 def _first_line(error: BaseException) -> str:

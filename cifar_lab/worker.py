@@ -18,8 +18,8 @@ from cifar_lab import results, runs, store, tracking
 from cifar_lab.config import Config, UserError
 from cifar_lab.datasets import Dataset, open_dataset, select
 from cifar_lab.machine import device_tags
+from cifar_lab.processes import follow_parent
 from cifar_lab.provenance import machine_tags
-from cifar_lab.ranks import follow_parent
 from cifar_lab.train import Epoch, train
 
 CLAIM_SECONDS = 1.0

@@ -10,6 +10,7 @@ from conftest import REPOSITORY
 from packaging.requirements import Requirement
 
 ORDER = [
+    "processes",
     "config",
     "space",
     "machine",

@@ -12,7 +12,7 @@ from pytorch_lightning import Callback
 from test_train import Stop, config_of, figures
 
 from cifar_lab.classifier import Diverged
-from cifar_lab.config import UsageError
+from cifar_lab.config import UsageError, UserError
 from cifar_lab.datasets import load_dataset
 from cifar_lab.machine import check_devices
 from cifar_lab.train import train
@@ -84,6 +84,13 @@ def test_what_goes_wrong_is_told_by_the_first_process(digits, tmp_path):
         train(config, 0, digits, tmp_path / "run", "cpu")
     with pytest.raises(UsageError, match=r"trainer\.devices = 2: torch finds 1 GPU here"):
         check_devices("mps", 2)
+
+
+def test_a_network_interface_that_is_not_there_is_named(digits, tmp_path, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nowhere0")
+    config = config_of("linear", digits, "trainer.devices=2")
+    with pytest.raises(UserError, match=r"the processes of the run can't reach each other: .*nowhere0"):
+        train(config, 0, digits, tmp_path / "run", "cpu")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")

@@ -156,6 +156,16 @@ def test_models_are_registered_where_the_runs_are(workplace, monkeypatch):
         assert connection.execute("SELECT name FROM registered_models").fetchall() == [("x",)]
 
 
+def test_a_proxy_that_takes_what_is_local_is_named(workplace, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    monkeypatch.setenv("http_proxy", "http://me:secret@proxy:3128")
+    error = MlflowException("API request to http://127.0.0.1 failed with exception Max retries exceeded")
+    proxy = ", asked through the proxy http://proxy:3128; NO_PROXY=127.0.0.1 goes around it"
+    assert store.explain(error) == f"no answer from the tracking server http://127.0.0.1:5000{proxy}"
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert store.explain(error) == "no answer from the tracking server http://127.0.0.1:5000"
+
+
 EXPLAINED = [
     (OSError(errno.ENOSPC, "No space left on device"), "{here}: No space left on device"),
     (OSError(errno.ENOSPC, "No space left on device", "from", None, "to"), "to: No space left on device"),

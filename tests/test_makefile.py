@@ -1,0 +1,76 @@
+"""Every target of the Makefile: what it runs is a command that there is, with what the user gave."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+
+import pytest
+from conftest import REPOSITORY
+
+from cifar_lab.arguments import make_parser
+
+pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+ODD = "photo (1).jpg & touch 'x' $(y) \"z\";"
+TARGETS = {
+    "experiment": (["SEEDS=3,5", "EPOCHS=2", "DEVICES=2"], {"seeds": (3, 5), "epochs": 2, "devices": 2}),
+    "pairs": (["EXPERIMENTS=linear", "CLUSTER=head:6379", "GPUS=0.5"], {"cluster": "head:6379", "gpus": 0.5}),
+    "sweep": (
+        ["EXPERIMENTS=cnn", "SPACE=optim.learning_rate=1..5:log data.translate=0..4"],
+        {"overrides": ["optim.learning_rate=1..5:log", "data.translate=0..4"], "trials": 20},
+    ),
+    "reproduce": (["RUN=abc", "TOLERANCE=0.01"], {"run": "abc", "tolerance": 0.01}),
+    "compare": (["METRIC=val/acc"], {"experiments": ["linear", "cnn"], "metric": "val/acc"}),
+    "report": (["EXPERIMENTS=a b"], {"experiments": ["a", "b"]}),
+    "best": ([], {}),
+    "predict": ([f"IMAGES={ODD.replace('$', '$$')}", "MODEL=models:/x@y"], {"images": [ODD], "model": "models:/x@y"}),
+    "serve": (["PORT=99"], {"port": 99, "model": None}),
+    "data": (["DATA=cifar100"], {"data": "cifar100"}),
+    "check-gpu": ([], {}),
+    "ui": ([], {"port": 5000}),
+    "server": (["HOST=0.0.0.0"], {"host": "0.0.0.0", "port": 5000}),
+    "relocate": ([], {}),
+}
+
+
+def make(*arguments, **environment):
+    environment = {**os.environ, "CONDA_DEFAULT_ENV": "", "MAKEFLAGS": "", **environment}
+    return subprocess.run(["make", *arguments], cwd=REPOSITORY, env=environment, text=True, capture_output=True)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_target_runs_its_command_with_what_was_given(target):
+    given, expected = TARGETS[target]
+    words = shlex.split(make("-n", target, "READY=", *given).stdout.replace("\\\n", ""))
+    assert words[:3] == [".venv/bin/python", "-m", "cifar_lab"]
+    options = vars(make_parser().parse_args(words[3:]))
+    assert options["command"] == target
+    assert expected.items() <= options.items()
+
+
+def test_every_command_has_a_target_and_every_target_a_line_of_help():
+    text = (REPOSITORY / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):.*##", text, re.MULTILINE))
+    phony = set(re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE).group(1).split())
+    assert targets == phony
+    assert targets - TARGETS.keys() == {"help", "setup", "test", "bench", "lint", "audit", "lock"}
+    listed = make().stdout
+    assert all(re.search(rf"^{target} +\w", listed, re.MULTILINE) for target in targets)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"), [("reproduce", "give RUN=<run id>"), ("sweep", "give SPACE="), ("predict", "give IMAGES=")]
+)
+def test_what_is_not_given_is_asked_for(target, message):
+    done = make(target, "READY=")
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_an_environment_that_only_has_the_name_of_conda_s_is_not_used(tmp_path):
+    assert make("-n", "best", "READY=", CONDA_DEFAULT_ENV="cifar-lab").stdout.startswith(".venv/bin/python ")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").touch()
+    command = make("-n", "best", CONDA_DEFAULT_ENV="cifar-lab", CONDA_PREFIX=str(tmp_path)).stdout
+    assert command == f"{tmp_path}/bin/python -m cifar_lab best\n"

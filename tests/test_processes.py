@@ -1,0 +1,29 @@
+"""Workers of this machine: on odd machines too."""
+
+import os
+import subprocess
+import sys
+
+CODE = """
+from cifar_lab.processes import fork_server
+process = fork_server([]).Process(target=print, args=("started",))
+if __name__ == "__main__":
+    process.start()
+    process.join()
+"""
+
+
+def test_a_temporary_folder_with_a_long_path_is_no_hindrance(tmp_path):
+    folder = tmp_path / ("long" * 20)
+    folder.mkdir()
+    (tmp_path / "code.py").write_text(CODE)
+    command = [sys.executable, str(tmp_path / "code.py")]
+    done = subprocess.run(command, env={**os.environ, "TMPDIR": str(folder)}, text=True, capture_output=True)
+    assert (done.stdout, done.stderr) == ("started\n", "")
+    assert not any(folder.iterdir())
+
+
+def test_warnings_as_errors_end_no_command(workplace):
+    command = [sys.executable, "-m", "cifar_lab", "best"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONWARNINGS": "error"}, text=True, capture_output=True)
+    assert done.stderr == "cifar_lab: no mlflow.db here; run make experiment first\n"
