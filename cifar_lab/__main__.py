@@ -13,6 +13,8 @@ from typing import Any
 from cifar_lab.arguments import make_parser
 from cifar_lab.processes import PRELOAD, fork_server
 
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code: 0, 1 for a failure, 2 for a wrong command line, 130 if interrupted."""
@@ -27,12 +29,13 @@ def main(arguments: list[str] | None = None) -> int:
     if options.debug:
         logging.basicConfig()
         logger.setLevel(logging.DEBUG)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    handlers = [signal.signal(number, _interrupt) for number in INTERRUPTS]
     try:
         code = COMMANDS[options.command](options)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
+        handlers = [signal.SIG_IGN] * len(INTERRUPTS)  # to the end of the process
         return 130
     except BrokenPipeError:  # as of `| head`: nobody reads any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -41,6 +44,16 @@ def main(arguments: list[str] | None = None) -> int:
         logger.debug("", exc_info=error)
         print(f"cifar_lab: {_reason(error)}", file=sys.stderr)
         return error.exit_code if isinstance(error, UserError) else 1
+    finally:
+        for number, handler in zip(INTERRUPTS, handlers, strict=True):
+            signal.signal(number, handler)
+
+
+def _interrupt(*_: object) -> None:
+    """End the command, once: while it ends its workers, another Ctrl-C changes nothing."""
+    for number in INTERRUPTS:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _reason(error: Exception) -> str:
@@ -51,6 +64,8 @@ def _reason(error: Exception) -> str:
         return printable(str(error))
     store = sys.modules.get("cifar_lab.store")  # where it is not loaded, the trouble is not tracking's
     reason = store.explain(error) if store else disk_trouble(error)
+    if isinstance(error, ImportError):
+        reason = f"{error} (a package is missing, or memory to load it)"
     ours = f"{type(error).__name__}: {error} (a mistake of cifar_lab, please report it; --debug shows where it is)"
     return printable(" ".join((reason or ours).split()))
 

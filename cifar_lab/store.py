@@ -72,7 +72,7 @@ def _open(make: bool = False) -> MlflowClient:
     uri = _uri()
     mlflow.set_tracking_uri(uri)
     try:
-        if is_local():
+        if is_local() and not database.exists():
             with planning():  # MLflow's own making of a database fails if two do it at once
                 if not database.exists():
                     with staged(database) as path:

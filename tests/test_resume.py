@@ -141,6 +141,25 @@ def test_a_damaged_checkpoint_costs_its_run_a_new_start(undisturbed, unused):
     assert recorded(client_of(unused)) == undisturbed
 
 
+def test_a_closed_terminal_and_an_impatient_ctrl_c_lose_nothing(undisturbed, unused):
+    for number, times, code in ((signal.SIGHUP, 1, -signal.SIGHUP), (signal.SIGINT, 5, 130)):
+        driver = Driver(unused, *REPEATS)
+        driver.wait("runs to train")
+        wait_for_more(driver, client_of(unused), "cnn-seed%")
+        for _ in range(times):
+            os.kill(driver.process.pid, number)
+            time.sleep(0.05)
+        assert driver.wait() == code, driver.output()
+        assert "Traceback" not in driver.output()
+        deadline = time.monotonic() + 20
+        while processes_in(unused):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    driver = Driver(unused, *REPEATS)
+    assert driver.wait() == 0, driver.output()
+    assert recorded(client_of(unused)) == undisturbed
+
+
 def test_an_interrupted_experiment_says_what_is_done_and_continues(undisturbed, unused):
     driver = Driver(unused, *REPEATS)
     driver.wait("runs to train")
