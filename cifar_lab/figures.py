@@ -122,7 +122,8 @@ def _draw_seeds(
         if summary.n > 1:
             axes.plot([summary.ci_low, summary.ci_high], [0.5, 0.5], color="black", linewidth=2)
         axes.plot(summary.mean, 0.5, "D", color="black")
-        axes.set(ylim=(-0.6, 1.1), yticks=[], ylabel=plain(f"{name}\nn = {summary.n}"))
+        axes.set(ylim=(-0.6, 1.1), yticks=[])
+        axes.set_title(plain(f"{name}, n = {summary.n}"), loc="left", fontsize="medium")
         if apart:
             axes.set_xlim((low + high - length) / 2, (low + high + length) / 2)
         axes.grid(axis="x", alpha=0.3)

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from cifar_lab.figures import plain
 
 ANNOTATED = 25  # classes; with more there is no room for numbers in the cells
+SHOWN = 8  # epochs in a strip
 
 
 class ConfusionPlot:
@@ -56,7 +57,7 @@ class ConfusionPlot:
 
     def pixels(self, counts: np.ndarray, title: str) -> np.ndarray:
         """(height, width, 3) uint8 of (classes, classes) counts."""
-        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        shares = _shares(counts)
         self.canvas.restore_region(self.background)
         self.cells.set_array(shares)
         self.axes.set_title(f"{plain(title)}\n{'percent' if self.annotated else 'share'} of each true class")
@@ -65,6 +66,11 @@ class ConfusionPlot:
         for artist in *self.drawn_each_time, self.axes.title:
             self.axes.draw_artist(artist)
         return np.asarray(self.canvas.buffer_rgba())[..., :3].copy()
+
+
+def _shares(counts: np.ndarray) -> np.ndarray:
+    """Of (classes, classes) counts each row as shares of its sum."""
+    return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
 
 def _square_figure(classes: int) -> tuple[Figure, Axes]:
@@ -80,6 +86,19 @@ def _turn_labels(axes: Axes, classes: int) -> None:
 
 
 confusion_plot = functools.cache(ConfusionPlot)  # the same one for the runs of a process, which come one by one
+
+
+def plot_epochs(counts: Sequence[np.ndarray], classes: int) -> Figure:
+    """A strip of small heatmaps, one for each epoch, or for SHOWN of many; counts: (classes, classes) by epoch."""
+    shown = np.unique(np.linspace(0, len(counts) - 1, SHOWN).round().astype(int))
+    figure = Figure(figsize=(SHOWN, 0.95), layout="constrained")
+    norm = PowerNorm(1 if classes <= ANNOTATED else 0.5, 0, 1)
+    for axes, index in zip(figure.subplots(1, SHOWN), [*shown, *[None] * (SHOWN - len(shown))], strict=True):
+        axes.set_axis_off()
+        if index is not None:
+            axes.imshow(_shares(counts[index]), cmap="Blues", norm=norm)
+            axes.set_title(f"epoch {index + 1}", fontsize=7, pad=2)
+    return figure
 
 
 def plot_pairs(accuracies: np.ndarray, classes: Sequence[str], title: str) -> Figure:

@@ -10,7 +10,7 @@ from filelock import Timeout
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from cifar_lab import runs, store, tracking
+from cifar_lab import results, runs, store, tracking
 from cifar_lab.config import Config, UserError
 from cifar_lab.datasets import Dataset
 from cifar_lab.machine import check_devices, resolve_accelerator
@@ -73,7 +73,7 @@ def reproduce(prefix: str, tolerance: float, accelerator: str, data_dir: Path | 
     print(f"{original.info.run_name} ({original.info.run_id}) again on {accelerator}, {dataset.title}", flush=True)
     again = _train(client, original, config, dataset, accelerator)
     verdict = compare_runs(client, original, again, tolerance)
-    tracking.log_verdict(client, again.info.run_id, str(verdict))
+    results.log_verdict(client, again, str(verdict))
     print(verdict)
     return 0 if verdict.holds else 1
 

@@ -5,6 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from urllib.parse import urlencode
 
 import numpy as np
 from mlflow.entities import Metric, Run
@@ -15,11 +16,12 @@ from cifar_lab.artifacts import load_text, log_texts
 from cifar_lab.comparison import Summary, summarise
 from cifar_lab.datasets import Dataset
 from cifar_lab.figures import plot_learning_curves
-from cifar_lab.heatmaps import confusion_plot, plot_pairs
+from cifar_lab.heatmaps import confusion_plot, plot_epochs, plot_pairs
 from cifar_lab.train import Result
 
 BATCH = 1000  # points that MLflow takes in one call
 PAIRS = "pairs/test.csv"
+DESCRIPTION = "mlflow.note.content"  # tag; Markdown
 SHOWN = 100  # seeds in the description of a parent run, which MLflow cuts at 8,000 characters
 CONFUSED = 20  # pairs of classes in a table
 
@@ -42,6 +44,12 @@ def log_result(client: MlflowClient, run_id: str, result: Result, dataset: Datas
         heatmap = confusion_plot(classes, dataset.superclasses).pixels(counts, f"{name}, {stage}")
         client.log_image(run_id, heatmap, f"confusion/{stage}.png")
     log_texts(client, run_id, texts)
+    pictures = ["confusion/test.png"]
+    if last.confusion is not None:
+        strip = plot_epochs([epoch.confusion.cpu().numpy() for epoch in result.epochs], len(classes))
+        pictures.insert(0, "confusion/val_epochs.png")
+        client.log_figure(run_id, strip, pictures[0])
+    client.set_tag(run_id, DESCRIPTION, "\n\n".join(_shown(run_id, picture) for picture in pictures))
     if result.model.coupling:
         accuracies = _pair_accuracies(result.model.pair_errors["test"].cpu().numpy(), confusions["test"].cpu().numpy())
         log_pairs(client, run_id, accuracies, classes, name)
@@ -54,6 +62,11 @@ def log_result(client: MlflowClient, run_id: str, result: Result, dataset: Datas
     client.log_figure(run_id, plot_learning_curves(curves, name, losses), "learning_curves.png")
     client.log_artifact(run_id, str(checkpoint), "checkpoints")
     client.set_tag(run_id, "weights_digest", result.weights_digest)
+
+
+def _shown(run_id: str, picture: str) -> str:
+    """Markdown with which MLflow's overview of a run shows one of its artifacts."""
+    return f"![{picture}](get-artifact?{urlencode({'path': picture, 'run_uuid': run_id})})"
 
 
 def log_pairs(client: MlflowClient, run_id: str, accuracies: np.ndarray, classes: Sequence[str], name: str) -> None:
@@ -75,6 +88,11 @@ def train_loss(label_smoothing: float, one_vs_one: bool) -> dict[str, str]:
     """What the training loss is, if not the cross-entropy that the other stages have: see plot_learning_curves."""
     names = [f"label smoothing {label_smoothing:g}"] * (label_smoothing > 0) + ["sum over pairs"] * one_vs_one
     return {"train": ", ".join(names)} if names else {}
+
+
+def log_verdict(client: MlflowClient, run: Run, verdict: str) -> None:
+    """What a reproduction found, before the rest of its description."""
+    client.set_tag(run.info.run_id, DESCRIPTION, f"{verdict}\n\n{run.data.tags.get(DESCRIPTION, '')}")
 
 
 def load_pairs(client: MlflowClient, run: Run) -> np.ndarray:
@@ -158,7 +176,7 @@ def log_repeats(
         client.log_batch(parent_id, metrics=points[piece : piece + BATCH])
     figure = plot_learning_curves(curves, f"{run.info.run_name}, {int(values['n'])} seeds", losses)
     client.log_figure(parent_id, figure, "learning_curves.png")
-    client.set_tag(parent_id, "mlflow.note.content", results_table(metrics, summaries))
+    client.set_tag(parent_id, DESCRIPTION, results_table(metrics, summaries))
 
 
 def results_table(metrics: Mapping[str, Mapping[int, float]], summaries: Mapping[str, Summary]) -> str:

@@ -209,8 +209,3 @@ def mark(client: MlflowClient, run_id: str, status: str) -> None:
 def _step(path: str) -> int:
     """The epoch in the name that MLflow gives to an image file."""
     return int(re.search(r"\+step\+(\d+)\+", path).group(1))
-
-
-def log_verdict(client: MlflowClient, run_id: str, verdict: str) -> None:
-    """What a reproduction found, as its description."""
-    client.set_tag(run_id, "mlflow.note.content", verdict)

@@ -4,7 +4,7 @@ import pytest
 from cifar_lab.catalogue import CIFAR100
 from cifar_lab.comparison import summarise
 from cifar_lab.figures import plot_comparison, plot_learning_curves
-from cifar_lab.heatmaps import ConfusionPlot, plot_pairs
+from cifar_lab.heatmaps import ConfusionPlot, plot_epochs, plot_pairs
 
 COUNTS = np.array([[8, 2, 0], [1, 3, 0], [0, 0, 0]])
 
@@ -37,6 +37,15 @@ def test_many_classes_are_parted_by_superclass_and_have_no_numbers():
     assert [name for name in names if ":" in name][:2] == ["aquatic_mammals: beaver", "fish: aquarium_fish"]
     lines = sorted({float(line.get_ydata()[0]) for line in plot.axes.lines if line.get_ydata()[0] > 1})
     assert lines == [5.0 * i for i in range(1, 20)]
+
+
+@pytest.mark.parametrize(("epochs", "shown"), [(1, [1]), (3, [1, 2, 3]), (16, [1, 3, 5, 7, 10, 12, 14, 16])])
+def test_a_strip_shows_all_epochs_or_some_of_many_with_the_first_and_the_last(epochs, shown):
+    counts = [np.array([[4, 0], [epoch, epoch]]) for epoch in range(epochs)]
+    axes = [axes for axes in plot_epochs(counts, 2).axes if axes.images]
+    assert [one.get_title() for one in axes] == [f"epoch {number}" for number in shown]
+    cells = axes[-1].images[0].get_array().tolist()
+    assert cells == [[1, 0], [0.5, 0.5] if epochs > 1 else [0, 0]]  # of a class without images there is no share
 
 
 def test_each_pair_has_one_cell_with_its_accuracy():

@@ -3,6 +3,12 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+import pytest
+
+from cifar_lab.pool import Pool
 
 CODE = """
 from cifar_lab.processes import fork_server
@@ -27,3 +33,15 @@ def test_warnings_as_errors_end_no_command(workplace):
     command = [sys.executable, "-m", "cifar_lab", "best"]
     done = subprocess.run(command, env={**os.environ, "PYTHONWARNINGS": "error"}, text=True, capture_output=True)
     assert done.stderr == "cifar_lab: no mlflow.db here; run make experiment first\n"
+
+
+def test_a_fork_server_that_is_gone_is_as_a_worker_that_died(monkeypatch):
+    def submit(*_):
+        raise EOFError
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", submit)
+    with (
+        pytest.raises(BrokenProcessPool, match="no worker process could be started"),
+        Pool("cpu", 1).open(1, 1, 1) as call,
+    ):
+        call(print)

@@ -84,6 +84,9 @@ def test_page_fits_screen_and_phone(tracked, page, browser, width, scheme):
     tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     tab.goto((tracked.folder / "page.html").as_uri())
     assert tab.evaluate("document.documentElement.scrollWidth") == width
+    tables = "[...document.querySelectorAll('.wide:has(.stack)')]"
+    assert tab.evaluate(f"{tables}.length") == 2
+    assert tab.evaluate(f"{tables}.every(table => table.scrollWidth <= table.clientWidth)")
     assert tab.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
     colours = tab.evaluate("(({color, backgroundColor}) => [color, backgroundColor])(getComputedStyle(document.body))")
     ink, paper = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in colours)

@@ -65,6 +65,18 @@ def test_ui_answers_on_127_0_0_1_alone(ui):
         socket.create_connection(("127.0.0.2", port), timeout=5)
 
 
+def test_heatmaps_of_the_epochs_are_seen_at_the_first_look_at_a_run(tracked, ui, page, tmp_path_factory):
+    (best,) = tracked.runs("tags.best = 'true'")
+    server = re.search(r"http://127.0.0.1:\d+", ui).group()
+    page.goto(f"{server}/#/experiments/{tracked.experiment_id}/runs/{best.info.run_id}?workflowType=machine_learning")
+    for picture, width in (("val_epochs.png", 800), ("test.png", 800)):
+        image = page.locator(f"img[src*='confusion%2F{picture}']")
+        image.wait_for(timeout=60_000)
+        page.wait_for_function("element => element.complete", arg=image.element_handle())
+        assert image.evaluate("element => element.naturalWidth") == width
+    page.screenshot(path=tmp_path_factory.getbasetemp() / "overview.png")
+
+
 def test_confusion_heatmap_is_shown_with_the_run(tracked, ui, page, tmp_path_factory):
     (best,) = tracked.runs("tags.best = 'true'")
     server = re.search(r"http://127.0.0.1:\d+", ui).group()
