@@ -25,7 +25,7 @@ def load_registered(address: str) -> tuple[PyFuncModel, tuple[str, ...]]:
         except (MlflowException, OSError, ValueError) as error:
             raise UserError(f"{address}: {store.explain(error) or str(error).partition(chr(10))[0]}") from None
         if not metadata.get("classes") or not (path / EXPORTED).is_file():
-            raise UserError(f"{address} was not registered by cifar_lab: it does not say what its classes are")
+            raise UserError(f"{address} was not registered by cifar_lab: it is no exported model with its classes")
         if metadata.get("digest", digest := model_digest(path)) != digest:
             raise UserError(f"{address} is damaged: its files are not those that were registered")
         return mlflow.pyfunc.load_model(str(path), model_config=ON_CPU), tuple(metadata["classes"])

@@ -68,6 +68,7 @@ def _open(make: bool = False) -> MlflowClient:
     os.environ.pop("MLFLOW_REGISTRY_URI", None)  # models are registered where the runs are
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # not its chatter in the middle of our lines
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # no tracebacks beside what it raises
     uri = _uri()
     mlflow.set_tracking_uri(uri)

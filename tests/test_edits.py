@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 from conftest import Driver, experiment_arguments
@@ -97,6 +99,27 @@ def test_of_two_sets_with_one_hash_one_can_be_chosen(copied):
     assert {first, second} <= set(re.findall("[0-9a-f]{32}", output))
     cifar_lab(folder, "compare", second)
     assert "linear: 0 of 2 runs to train" in cifar_lab(folder, *EXPERIMENT, "2")
+
+
+def test_a_model_of_somebody_else_is_not_unpickled(copied):
+    folder, _, experiment_id = copied
+    code = f"""
+import mlflow, torch
+mlflow.set_tracking_uri("sqlite:///mlflow.db")
+mlflow.set_experiment(experiment_id="{experiment_id}")
+options = dict(serialization_format="pickle", registered_model_name="theirs", pip_requirements=["torch"])
+mlflow.pytorch.log_model(torch.nn.Linear(2, 2), name="model", metadata={{"classes": ["a", "b"]}}, **options)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, capture_output=True)
+    output = cifar_lab(folder, "predict", "picture.png", "--model", "models:/theirs/1", code=1)
+    assert (
+        output
+        == "cifar_lab: models:/theirs/1 was not registered by cifar_lab: it is no exported model with its classes\n"
+    )
+    shutil.rmtree(next((folder / "mlruns").glob("digits/models/*/artifacts/data/model.pth")).parents[1])
+    output = cifar_lab(folder, "predict", "picture.png", "--model", "models:/theirs/1", code=1)
+    assert output.startswith("cifar_lab: models:/theirs/1: ")
+    assert output.count("\n") == 1
 
 
 def test_a_champion_that_was_deleted_is_made_anew(copied):
