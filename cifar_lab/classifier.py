@@ -87,6 +87,11 @@ class Classifier(LightningModule):
         if self.coupling:
             self.pair_errors[stage] = torch.zeros_like(self.coupling.pair)
 
+    def count(self, stage: str) -> Tensor:
+        """(classes, classes) int64, rows true, columns predicted, of this device's batches so far."""
+        counts = torch.bincount(torch.cat(self.outcomes[stage]), minlength=self.classes**2)
+        return counts.view(self.classes, self.classes)
+
     def total(self, value: Tensor, operation: str = "sum") -> Tensor:
         """`value` of all devices together."""
         return self.trainer.strategy.reduce(value.clone(), reduce_op=operation)
@@ -102,8 +107,7 @@ class Classifier(LightningModule):
         return total
 
     def end_stage(self, stage: str) -> None:
-        counts = torch.bincount(torch.cat(self.outcomes[stage]), minlength=self.classes**2)
-        self.confusion[stage] = self.total(counts.view(self.classes, self.classes))
+        self.confusion[stage] = self.total(self.count(stage))
         if self.coupling:
             self.pair_errors[stage] = self.total(self.pair_errors[stage])
         count = self.confusion[stage].sum()

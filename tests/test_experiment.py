@@ -85,11 +85,12 @@ def test_artifacts_of_a_run(tracked):
     for run in tracked.runs("tags.kind = 'run'"):
         found = [path for path in tracked.artifacts(run) if not path.startswith("images/")]
         stages = [f"{kind}/{stage}{end}" for kind, end in KINDS for stage in ("test", "val")]
-        assert sorted(found) == sorted([*stages, "checkpoints/last.ckpt", "config.toml", "learning_curves.png"])
+        assert sorted(found) == sorted([*stages, "confusion/val_epochs.png", *OTHERS])
         images = [path for path in tracked.artifacts(run, "images") if path.endswith(".png")]
         assert sorted(re.findall(r"val_confusion\+step\+(\d)", " ".join(images))) == ["1", "2"]
 
 
+OTHERS = ("checkpoints/last.ckpt", "config.toml", "learning_curves.png")
 KINDS = (("confusion", ".csv"), ("confusion", ".png"), ("confusion", "_pairs.csv"), ("per_class", ".csv"))
 
 

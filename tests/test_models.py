@@ -111,7 +111,7 @@ def test_loss_and_confusion_of_four_rows_worked_by_hand():
     model.start_stage("val")
     loss = model.step((images, labels), "val")
     assert loss.item() == pytest.approx(-(np.log(0.25) + 3 * np.log(0.75)) / 4)
-    assert model.confusion["val"].tolist() == [[0, 1], [0, 3]]
+    assert model.count("val").tolist() == [[0, 1], [0, 3]]
     model.start_stage("train")
     smoothed = model.step((images, labels), "train")  # smoothing 0.5 over two classes: target 3/4, the other 1/4
     low, high = -np.log(0.25), -np.log(0.75)
