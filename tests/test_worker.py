@@ -31,9 +31,10 @@ def run_of(client, item):
 def test_an_error_of_ours_is_kept_with_the_run(planned, monkeypatch):
     client, item, call = planned
     line = r"^KeyError: 'no such key' \(the run's artifact error\.txt has the traceback\); start again to continue$"
-    with monkeypatch.context() as patch, pytest.raises(UserError, match=line) as caught:
+    with monkeypatch.context() as patch:
         patch.setattr(results, "log_result", lambda *_: {}["no such key"])
-        worker.train_one(*call)
+        with pytest.raises(UserError, match=line) as caught:
+            worker.train_one(*call)
     assert isinstance(caught.value.__cause__, KeyError)  # which --debug shows
     run = run_of(client, item)
     assert run.info.status == "FAILED"
