@@ -9,9 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks import commands, inside
-from cifar_lab.datasets import load_dataset
-from cifar_lab.machine import processor
-from cifar_lab.sources import staged
+from cifar_lab.data.cache import load_dataset
+from cifar_lab.files import atomic_write
+from cifar_lab.training.hardware import processor
 
 RESULTS = Path("benchmarks/RESULTS.md")
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "mlflow", "scikit-learn")
@@ -42,7 +42,7 @@ def main() -> None:
             print(row, flush=True)
             lines.append(str(row))
     if len(names) == len(MEASURES):
-        with staged(RESULTS) as path:
+        with atomic_write(RESULTS) as path:
             path.write_text(_text(dataset.title, lines))
 
 

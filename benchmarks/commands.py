@@ -15,8 +15,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsOneClassifier
 
 from benchmarks.table import Row, alternate, timed
-from cifar_lab import runs
-from cifar_lab.datasets import Dataset
+from cifar_lab.data.cache import Dataset
+from cifar_lab.tracking import queries
 
 FOLDER = Path.cwd()
 SEEDS = 8
@@ -39,7 +39,7 @@ def run_experiment(dataset: Dataset, *arguments: str) -> tuple[float, float, lis
         found = list(client.search_runs(experiments, "tags.kind = 'run' and attributes.status = 'FINISHED'"))
         assert {run.data.tags["data_digest"] for run in found} == {dataset.digest[:32]}
         first_step = min(
-            point.timestamp / 1000 - runs.history(client, run.info.run_id, "epoch_seconds")[0]  # after validation
+            point.timestamp / 1000 - queries.history(client, run.info.run_id, "epoch_seconds")[0]  # after validation
             for run in found
             for point in client.get_metric_history(run.info.run_id, "train/acc")
             if point.step == 1

@@ -17,23 +17,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from benchmarks.table import Row, alternate, timed
-from cifar_lab import provenance, tracking, worker
-from cifar_lab.classifier import Classifier
 from cifar_lab.config import Config, load_config
-from cifar_lab.datamodule import (
-    EVALUATION_BATCH,
-    Batches,
-    TrainBatches,
-    batch_sizes,
-    derive_seed,
-    split_train,
-    training_side,
-)
-from cifar_lab.datasets import Dataset
-from cifar_lab.machine import fast_precision
-from cifar_lab.models import make_model
-from cifar_lab.optim import make_optimizer, make_schedule
-from cifar_lab.train import INITIALISATION, keep_freed_memory, resolve_config
+from cifar_lab.data.cache import Dataset
+from cifar_lab.data.selection import split_train
+from cifar_lab.execution import worker
+from cifar_lab.networks.build import make_model
+from cifar_lab.tracking import lifecycle, provenance
+from cifar_lab.training.batches import EVALUATION_BATCH, Batches, TrainBatches, batch_sizes, derive_seed, training_side
+from cifar_lab.training.classifier import Classifier
+from cifar_lab.training.hardware import fast_precision, keep_freed_memory
+from cifar_lab.training.optimizers import make_optimizer, make_schedule
+from cifar_lab.training.train import INITIALISATION, resolve_config
 
 FORK = multiprocessing.get_context("fork")
 MATRIX = 4096
@@ -83,7 +77,7 @@ def _tracked_seconds(config: Config, dataset: Dataset) -> float:
         experiment_id = client.create_experiment("benchmark", f"{folder}/mlruns")
         tags = provenance.run_tags("benchmark", config, dataset, provenance.machine_tags("cpu"))
         tags |= {"kind": "run", "seed": "0"}
-        run = tracking.create_run(client, experiment_id, "benchmark", tags)
+        run = lifecycle.create_run(client, experiment_id, "benchmark", tags)
         clock = _Clock()
         worker.train_tracked(client, run, config, dataset, "cpu", callbacks=[clock])
     return clock.total

@@ -18,12 +18,12 @@ from mlflow.entities import Metric, Run
 from mlflow.tracking import MlflowClient
 
 from benchmarks.table import timed
-from cifar_lab import repeat, runs, store, tracking
 from cifar_lab.config import load_config
-from cifar_lab.datasets import Dataset, load_dataset
-from cifar_lab.provenance import machine_tags
-from cifar_lab.repeat import Repeats
-from cifar_lab.train import Result, resolve_config, train
+from cifar_lab.data.cache import Dataset, load_dataset
+from cifar_lab.execution.repeats import Repeats, plan
+from cifar_lab.tracking import lifecycle, places, queries, store, uploads
+from cifar_lab.tracking.provenance import machine_tags
+from cifar_lab.training.train import Result, resolve_config, train
 
 EXPERIMENT = Path("experiments/linear.toml").resolve()
 PROCESSES = 8
@@ -52,10 +52,10 @@ def write(jobs: list[tuple[Repeats, int]], result: Result, threads: int) -> list
         client, tags = Clock(), {**item.tags, "seed": str(seed)}
         noise = np.random.default_rng(seed).normal(0, 0.005)
         tags |= {"kind": "run", "mlflow.parentRunId": item.parent.info.run_id}
-        run = tracking.create_run(client, item.parent.info.experiment_id, f"{item.name}-seed{seed}", tags)
-        with tracking.continued_run(client, run, item.config, item.dataset) as run_id:
-            with tracking.EpochUploads(client, run_id, item.dataset) as uploads:
-                uploads.report([replace(epoch, confusion=None) for epoch in result.epochs])
+        run = lifecycle.create_run(client, item.parent.info.experiment_id, f"{item.name}-seed{seed}", tags)
+        with lifecycle.run_lifecycle(client, run, item.config, item.dataset) as run_id:
+            with uploads.EpochUploads(client, run_id, item.dataset) as upload:
+                upload.report([replace(epoch, confusion=None) for epoch in result.epochs])
             scores = {name: value + noise for name, value in result.test.items()}
             client.log_batch(
                 run_id, [Metric(name, value, int(1000 * time.time()), 8) for name, value in scores.items()]
@@ -84,8 +84,8 @@ def _measure(count: int, writers: int, dataset: Dataset) -> None:
     }
     result = train(next(iter(configs.values())), 0, dataset, Path("last.ckpt").resolve(), "cpu")
     client, seeds = store.connect(make=True), range(count // len(RATES))
-    plan = repeat.plan(client, configs, seeds, dict.fromkeys(configs, dataset), machine_tags("cpu"))
-    jobs = [(item, seed) for item in plan for seed in seeds]
+    planned = plan(client, configs, seeds, dict.fromkeys(configs, dataset), machine_tags("cpu"))
+    jobs = [(item, seed) for item in planned for seed in seeds]
     processes = min(writers, PROCESSES)
     with ProcessPoolExecutor(processes) as pool:
         passed = timed()
@@ -94,12 +94,12 @@ def _measure(count: int, writers: int, dataset: Dataset) -> None:
         seconds = passed()
     print(f"{len(jobs)} runs written by {writers} at once in {seconds:.0f} s, {len(calls) / seconds:.0f} log calls/s")
     print(f"a log call: median {np.median(calls):.3f} s, of 100 the slowest {np.quantile(calls, 0.99):.3f} s")
-    _check(client, plan, result)
-    if store.is_local():
+    _check(client, planned, result)
+    if places.is_local():
         print(f"database: {Path('mlflow.db').stat().st_size / len(jobs):,.0f} bytes per run")
     passed = timed()
     for item in plan:
-        repeat.summarise_repeats(client, item, False)
+        plan.summarise_repeats(client, item, False)
     print(f"statistics of {len(plan)} sets of repeats: {passed():.1f} s")
     for command in ["compare", *configs], ["best"]:
         passed = timed()
@@ -109,11 +109,11 @@ def _measure(count: int, writers: int, dataset: Dataset) -> None:
 
 def _check(client: MlflowClient, plan: list[Repeats], result: Result) -> None:
     """That every run is there, finished, with every epoch."""
-    found: list[Run] = [run for item in plan for run in runs.finished_runs(client, item.parent)]
+    found: list[Run] = [run for item in plan for run in queries.finished_runs(client, item.parent)]
     assert len(found) == sum(len(item.seeds) for item in plan)
     expected = [epoch.metrics["train/acc"] for epoch in result.epochs]
     for run in found:
-        assert runs.history(client, run.info.run_id, "train/acc").tolist() == expected
+        assert queries.history(client, run.info.run_id, "train/acc").tolist() == expected
     print(f"read back: {len(found)} runs, {len(found) * len(expected)} epochs, none lost")
 
 

@@ -1,6 +1,5 @@
 """What determines a run, except its seed: loaded from an experiment file, validated, hashed."""
 
-import errno
 import hashlib
 import json
 import tomllib
@@ -10,42 +9,17 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from cifar_lab.errors import UsageError, printable
+
 EXPERIMENTS = Path("experiments")
 LONGEST = 1 << 20  # bytes of an experiment file
-DISK_TROUBLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR)
-
-
-class UserError(Exception):
-    """A mistake or a circumstance that the user can mend: shown as one line, never as a traceback."""
-
-    exit_code = 1
-
-
-class UsageError(UserError):
-    """A wrong command line or experiment file."""
-
-    exit_code = 2
-
-
-def printable(text: str) -> str:
-    """`text` with what would control a terminal, or can't be written at all, as an escape sequence."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
-
-
-def disk_trouble(error: BaseException) -> str:
-    """One line for what a disk did not allow; "" for another error."""
-    if not isinstance(error, OSError) or error.errno not in DISK_TROUBLE:
-        return ""
-    return f"{error.filename2 or error.filename or Path.cwd()}: {error.strerror}"
+Size = Annotated[int, Field(ge=1, le=65_536, strict=True)]
 
 
 class Section(BaseModel):
     """Frozen; refuses unknown keys and wrong types."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-Size = Annotated[int, Field(ge=1, le=65_536, strict=True)]
 
 
 class LinearConfig(Section):

@@ -10,7 +10,7 @@ from threading import Thread
 
 LONGEST = 60  # bytes of a folder in which multiprocessing can still name its sockets: their paths end at 104
 SHORT = "/tmp"
-PRELOAD = ("cifar_lab.repeat", "mlflow.store.tracking.sqlalchemy_store")  # what workers need
+PRELOAD = ("cifar_lab.execution.experiment", "mlflow.store.tracking.sqlalchemy_store")  # what workers need
 
 
 def fork_server(preload: Sequence[str]) -> BaseContext:

@@ -19,7 +19,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from cifar_lab.__main__ import main
-from cifar_lab.catalogue import CIFAR10
+from cifar_lab.data.catalogue import CIFAR10
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

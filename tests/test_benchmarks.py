@@ -6,8 +6,9 @@ from conftest import EXPERIMENTS
 from benchmarks.inside import train_bare
 from benchmarks.table import Row, alternate
 from cifar_lab.config import load_config
-from cifar_lab.datasets import load_dataset
-from cifar_lab.train import resolve_config, train, weights_digest
+from cifar_lab.data.cache import load_dataset
+from cifar_lab.training.checkpoints import weights_digest
+from cifar_lab.training.train import resolve_config, train
 
 
 @pytest.mark.parametrize("name", ["linear", "cnn"])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cifar_lab.calibration import reliability
+from cifar_lab.analysis.calibration import reliability
 
 
 def test_four_predictions_worked_by_hand():

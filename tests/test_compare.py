@@ -4,11 +4,12 @@ import pytest
 from conftest import EXPERIMENTS
 from mlflow.entities import Metric, Param
 
-from cifar_lab import store
-from cifar_lab.best import print_best
-from cifar_lab.compare import compare_experiments
-from cifar_lab.config import UserError, load_config
-from cifar_lab.runs import CIRCUMSTANCES
+from cifar_lab.commands.best import print_best
+from cifar_lab.commands.compare import compare_experiments
+from cifar_lab.config import load_config
+from cifar_lab.errors import UserError
+from cifar_lab.tracking import store
+from cifar_lab.tracking.recovery import ENVIRONMENT
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def add_repeats(client, name, accuracies, config_hash=None, data="digits", split
     """Finished runs with these test accuracies by seed; val/acc is half of it, val/loss 1."""
     experiment_id = store.open_experiment(client, data)
     tags = {
-        **dict.fromkeys(CIRCUMSTANCES, "same"),
+        **dict.fromkeys(ENVIRONMENT, "same"),
         "experiment": name,
         "config_hash": config_hash or f"{name}-hash",
         "data_digest": f"{data}-digest",

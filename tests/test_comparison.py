@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from cifar_lab.comparison import Sample, compare, summarise
-from cifar_lab.config import UserError
+from cifar_lab.analysis.comparison import Sample, compare, summarise
+from cifar_lab.errors import UserError
 
 
 def test_mean_sample_std_and_t_interval_worked_by_hand():

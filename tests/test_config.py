@@ -5,7 +5,8 @@ import tomllib
 import pytest
 from conftest import REPOSITORY
 
-from cifar_lab.config import Config, UsageError, load_config
+from cifar_lab.config import Config, load_config
+from cifar_lab.errors import UsageError
 
 
 def write(tmp_path, text):

@@ -7,9 +7,9 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsOneClassifier
 
-from cifar_lab.classifier import Classifier
 from cifar_lab.config import OptimConfig
-from cifar_lab.coupling import PairCoupling, count_pairs
+from cifar_lab.training.classifier import Classifier
+from cifar_lab.training.one_vs_one import PairCoupling, count_pairs
 
 SCORES = torch.tensor([[2.0, -1.0, 0.5, 1.5, -2.0, 0.1], [0.3, 3.0, -0.2, 0.7, 0.0, -1.0]])  # of the pairs of 4 classes
 

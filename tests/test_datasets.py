@@ -19,13 +19,14 @@ from conftest import EXPERIMENTS, write_images
 from PIL import Image
 from torchvision import datasets
 
-from cifar_lab import imagefiles, official
 from cifar_lab.__main__ import main
-from cifar_lab.catalogue import CIFAR10, CIFAR100
-from cifar_lab.config import DataConfig, UsageError
-from cifar_lab.datasets import find_cached, load_dataset, open_dataset, select
-from cifar_lab.predict import read_image
-from cifar_lab.sources import DataError
+from cifar_lab.commands.predict import read_image
+from cifar_lab.config import DataConfig
+from cifar_lab.data import imagefiles, official
+from cifar_lab.data.cache import find_cached, load_dataset, open_dataset
+from cifar_lab.data.catalogue import CIFAR10, CIFAR100
+from cifar_lab.data.selection import select
+from cifar_lab.errors import DataError, UsageError
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -52,8 +53,8 @@ def leftovers(workplace):
 @pytest.mark.parametrize("name", ["images", "cifar10.tar.gz", "CIFAR-10_images.zip"])
 def test_image_files_read_the_same_from_folder_and_archives(image_folder, tmp_path, name):
     place = image_folder if name == "images" else pack(image_folder, tmp_path / name)
-    dataset, stand_in_because = load_dataset("cifar10", place)
-    assert (dataset.name, dataset.title, dataset.classes, stand_in_because) == (
+    dataset, fallback_reason = load_dataset("cifar10", place)
+    assert (dataset.name, dataset.title, dataset.classes, fallback_reason) == (
         "cifar10-png",
         "CIFAR-10 (PNG copy)",
         CIFAR10.classes,
@@ -423,8 +424,8 @@ def test_cifar100_is_downloaded_verified_and_labelled_in_the_order_of_its_superc
     small_official_100, workplace, monkeypatch
 ):
     serve(small_official_100.parent, monkeypatch)
-    dataset, stand_in_because = load_dataset("cifar100")
-    assert (dataset.name, dataset.title, stand_in_because) == ("cifar100", "CIFAR-100", "")
+    dataset, fallback_reason = load_dataset("cifar100")
+    assert (dataset.name, dataset.title, fallback_reason) == ("cifar100", "CIFAR-100", "")
     assert (workplace / "data" / CIFAR100.archive).read_bytes() == small_official_100.read_bytes()
     content = pickle.loads((small_official_100.parent / CIFAR100.folder / "train").read_bytes())
     np.testing.assert_array_equal(dataset.images["train"][7], content["data"][7].reshape(3, 32, 32).transpose(1, 2, 0))
@@ -514,9 +515,9 @@ def test_without_network_digits_stand_in_for_cifar10_where_that_is_allowed(tmp_p
         with pytest.raises(DataError, match=expected):
             load_dataset(entry.name)
     assert time.monotonic() - started < 10
-    dataset, stand_in_because = load_dataset("auto")
+    dataset, fallback_reason = load_dataset("auto")
     assert (dataset.name, len(dataset.labels["train"]), len(dataset.labels["test"])) == ("digits", 1437, 360)
-    assert "download" in stand_in_because
+    assert "download" in fallback_reason
     assert not leftovers(workplace)
 
 

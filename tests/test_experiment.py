@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from conftest import EXPERIMENTS, Driver, experiment_arguments, processes_in, start_experiment, write_images
 
-from cifar_lab.catalogue import CIFAR100
 from cifar_lab.config import load_config
-from cifar_lab.datasets import open_dataset
-from cifar_lab.train import train
+from cifar_lab.data.cache import open_dataset
+from cifar_lab.data.catalogue import CIFAR100
+from cifar_lab.training.train import train
 
 pytestmark = pytest.mark.slow
 

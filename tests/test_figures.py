@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from cifar_lab.catalogue import CIFAR100
-from cifar_lab.comparison import summarise
-from cifar_lab.figures import plot_comparison, plot_learning_curves
-from cifar_lab.heatmaps import ConfusionPlot, plot_epochs, plot_pairs
+from cifar_lab.analysis.comparison import summarise
+from cifar_lab.analysis.figures import plot_comparison, plot_learning_curves
+from cifar_lab.analysis.heatmaps import ConfusionPlot, plot_epochs, plot_pairs
+from cifar_lab.data.catalogue import CIFAR100
 
 COUNTS = np.array([[8, 2, 0], [1, 3, 0], [0, 0, 0]])
 

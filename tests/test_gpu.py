@@ -16,14 +16,16 @@ from pytorch_lightning import Callback
 from pytorch_lightning.utilities import rank_zero_only
 from test_train import Stop, config_of, figures
 
-from cifar_lab import check_gpu, machine, ranks, runs
 from cifar_lab.__main__ import main
-from cifar_lab.config import UserError
-from cifar_lab.datamodule import resize
-from cifar_lab.datasets import load_dataset
-from cifar_lab.pool import Pool
-from cifar_lab.provenance import machine_tags
-from cifar_lab.train import train
+from cifar_lab.commands import check_gpu
+from cifar_lab.data.cache import load_dataset
+from cifar_lab.errors import UserError
+from cifar_lab.execution.local import Pool
+from cifar_lab.tracking import recovery
+from cifar_lab.tracking.provenance import machine_tags
+from cifar_lab.training import distributed, hardware
+from cifar_lab.training.augmentation import resize
+from cifar_lab.training.train import train
 
 MODELS = {
     "linear": [],
@@ -125,7 +127,7 @@ def test_fp32_is_whole_and_memory_that_is_short_is_told_in_a_line(digits, tmp_pa
 
 
 def test_what_a_run_on_a_gpu_depends_on_is_tagged_and_compared(gpu, monkeypatch):
-    monkeypatch.setattr(machine.collect_env, "get_nvidia_driver_version", lambda run: "580.95.05")
+    monkeypatch.setattr(hardware.collect_env, "get_nvidia_driver_version", lambda run: "580.95.05")
     tags = machine_tags("cuda")
     assert (tags["accelerator"], tags["device"], tags["driver"]) == ("cuda", "Make-believe GPU", "580.95.05")
     assert (tags["tf32"], tags["cudnn"]) == ("off", str(torch.backends.cudnn.version()))
@@ -133,8 +135,8 @@ def test_what_a_run_on_a_gpu_depends_on_is_tagged_and_compared(gpu, monkeypatch)
     assert machine_tags("cuda")["tf32"] == "on"
     run = type("Run", (), {"data": type("Data", (), {"tags": tags})})
     changed = {**tags, "driver": "590.1", "cudnn": "1", "tf32": "on"}
-    assert runs.circumstances_that_differ(run, tags) == []
-    assert runs.circumstances_that_differ(run, changed) == ["driver", "cuDNN", "TF32"]
+    assert recovery.changed_environment(run, tags) == []
+    assert recovery.changed_environment(run, changed) == ["driver", "cuDNN", "TF32"]
     assert "tf32" not in machine_tags("cpu")
 
 
@@ -206,8 +208,8 @@ def test_a_run_is_not_taken_for_a_part_of_a_slurm_job(digits, tmp_path, monkeypa
 def wait_for_the_dead(log, *body):
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(descriptor, 2)
-    ranks.NOTICE_SECONDS = 0.5
-    with ranks.ranks(2, "cpu", *body):
+    distributed.NOTICE_SECONDS = 0.5
+    with distributed.ranks(2, "cpu", *body):
         time.sleep(300)  # as in a call of NCCL
 
 

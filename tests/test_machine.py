@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from cifar_lab import machine
-from cifar_lab.config import UsageError
-from cifar_lab.machine import fast_precision, processor, resolve_accelerator
+from cifar_lab.errors import UsageError
+from cifar_lab.training import hardware
+from cifar_lab.training.hardware import fast_precision, processor, resolve_accelerator
 
 
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")
@@ -25,7 +25,7 @@ def test_missing_gpu_is_named():
 def test_precision_depends_on_what_the_cpu_is(monkeypatch, name, bf16, amx, fast):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    monkeypatch.setattr(machine, "processor", lambda: name)
+    monkeypatch.setattr(hardware, "processor", lambda: name)
     assert fast_precision("cpu") == ("bf16" if fast else "fp32")
     assert fast_precision("mps") == "fp32"
 

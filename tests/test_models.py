@@ -8,17 +8,13 @@ from conftest import EXPERIMENTS
 from torch import nn
 
 from cifar_lab.config import OptimConfig, load_config
-from cifar_lab.datamodule import resize, split_train
-from cifar_lab.datasets import load_dataset
-from cifar_lab.models import (
-    CNN,
-    LogisticRegression,
-    Probabilities,
-    identity_convolution,
-    make_model,
-    whitening_filters,
-)
-from cifar_lab.train import resolve_config
+from cifar_lab.data.cache import load_dataset
+from cifar_lab.data.selection import split_train
+from cifar_lab.networks.build import Probabilities, make_model
+from cifar_lab.networks.cnn import CNN, identity_convolution, whitening_filters
+from cifar_lab.networks.linear import LogisticRegression
+from cifar_lab.training.augmentation import resize
+from cifar_lab.training.train import resolve_config
 
 COMMON = (OptimConfig(), (0.5, 0.4, 0.3), (0.1, 0.2, 0.3), 10)
 

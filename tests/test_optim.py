@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from cifar_lab.config import OptimConfig
-from cifar_lab.optim import make_optimizer, make_schedule, orthogonalise
+from cifar_lab.training.optimizers import make_optimizer, make_schedule, orthogonalise
 
 
 def test_rate_rises_to_the_peak_and_falls_to_zero():

@@ -9,8 +9,8 @@ import pytest
 from conftest import Driver
 from PIL import Image
 
-from cifar_lab.datasets import open_dataset
-from cifar_lab.predict import read_image
+from cifar_lab.commands.predict import read_image
+from cifar_lab.data.cache import open_dataset
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
-from cifar_lab.pool import Pool
+from cifar_lab.execution.local import Pool
 
 CODE = """
 from cifar_lab.processes import fork_server

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from cifar_lab import provenance
+from cifar_lab.tracking import provenance
 
 NAMES = {f"GIT_{who}_{what}": "x" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 UNKNOWN = {"git_dirty": "unknown", "mlflow.source.git.commit": "unknown"}

@@ -11,11 +11,11 @@ from mlflow.tracking import MlflowClient
 from pytorch_lightning import Callback
 from test_train import Stop, config_of, figures
 
-from cifar_lab.classifier import Diverged
-from cifar_lab.config import UsageError, UserError
-from cifar_lab.datasets import load_dataset
-from cifar_lab.machine import check_devices
-from cifar_lab.train import train
+from cifar_lab.data.cache import load_dataset
+from cifar_lab.errors import UsageError, UserError
+from cifar_lab.training.classifier import Diverged
+from cifar_lab.training.hardware import check_devices
+from cifar_lab.training.train import train
 
 pytestmark = pytest.mark.slow
 

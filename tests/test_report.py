@@ -7,8 +7,8 @@ import pytest
 from conftest import Driver, experiment_arguments
 from mlflow.tracking import MlflowClient
 
-from cifar_lab.comparison import summarise
-from cifar_lab.datasets import open_dataset
+from cifar_lab.analysis.comparison import summarise
+from cifar_lab.data.cache import open_dataset
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import EXPERIMENTS, Driver, write_images
 from mlflow.tracking import MlflowClient
 
-from cifar_lab.reproduce import compare_runs
+from cifar_lab.commands.reproduce import compare_runs
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ from conftest import WARM, Driver, experiment_arguments, free_port, processes_in
 from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 
-from cifar_lab import store
+from cifar_lab.tracking import locks, store
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")]
 
@@ -197,7 +197,7 @@ def write(folder):
     os.chdir(folder)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     client = store.connect(make=True)
-    with store.planning():
+    with locks.store_lock():
         experiment_id = store.open_experiment(client, "crowd")
     run_id = client.create_run(experiment_id).info.run_id
     for step in range(CALLS):

@@ -9,12 +9,12 @@ import pytest
 from mlflow.entities import Metric
 from rich.console import Console
 
-from cifar_lab import runs, store
-from cifar_lab.champion import crown
-from cifar_lab.comparison import summarise
-from cifar_lab.config import UserError
-from cifar_lab.progress import Progress, clock
-from cifar_lab.results import log_repeats, results_table, train_loss
+from cifar_lab.analysis.comparison import summarise
+from cifar_lab.errors import UserError
+from cifar_lab.execution.progress import Progress, clock
+from cifar_lab.tracking import queries, store
+from cifar_lab.tracking.promotion import promote
+from cifar_lab.tracking.summaries import log_repeats, results_table, train_loss
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +50,13 @@ def metrics(accuracy, loss=1.0):
 
 
 def test_best_run_is_by_accuracy_then_loss_then_start(client, experiment_id):
-    assert runs.ranked_runs(client, experiment_id, "d", "s") == []
+    assert queries.ranked_runs(client, experiment_id, "d", "s") == []
     add_run(client, experiment_id, metrics(0.5, 0.1), started=1)
     add_run(client, experiment_id, metrics(0.6, 0.9), started=2)
     late = add_run(client, experiment_id, metrics(0.6, 0.8), started=4)
-    assert runs.ranked_runs(client, experiment_id, "d", "s")[0].info.run_id == late
+    assert queries.ranked_runs(client, experiment_id, "d", "s")[0].info.run_id == late
     early = add_run(client, experiment_id, metrics(0.6, 0.8), started=3)
-    assert runs.ranked_runs(client, experiment_id, "d", "s")[0].info.run_id == early
+    assert queries.ranked_runs(client, experiment_id, "d", "s")[0].info.run_id == early
 
 
 def test_best_run_ignores_unfinished_broken_and_foreign_runs(client, experiment_id):
@@ -69,7 +69,7 @@ def test_best_run_ignores_unfinished_broken_and_foreign_runs(client, experiment_
     add_run(client, experiment_id, metrics(0.9), split="other")
     add_run(client, experiment_id, metrics(0.9), data_digest="other")
     add_run(client, experiment_id, metrics(0.9), kind="repeats")
-    assert [run.info.run_id for run in runs.ranked_runs(client, experiment_id, "d", "s")] == [good]
+    assert [run.info.run_id for run in queries.ranked_runs(client, experiment_id, "d", "s")] == [good]
 
 
 def test_champion_stays_if_the_best_run_was_chosen_on_other_images(client, experiment_id):
@@ -79,17 +79,17 @@ def test_champion_stays_if_the_best_run_was_chosen_on_other_images(client, exper
     client.set_registered_model_alias("x", "champion", "1")
     other = add_run(client, experiment_id, metrics(0.9), split="other")
     dataset = SimpleNamespace(name="x")
-    assert crown(client, client.get_run(other), dataset) is False
-    assert crown(client, client.get_run(first), dataset) is True
+    assert promote(client, client.get_run(other), dataset) is False
+    assert promote(client, client.get_run(first), dataset) is True
     assert client.get_model_version_by_alias("x", "champion").run_id == first
     assert [client.get_run(run_id).data.tags.get("best") for run_id in (first, other)] == ["true", "true"]
 
 
 def test_history_is_ordered_by_epoch(client, experiment_id):
     run_id = add_run(client, experiment_id, {"val/acc": [0.1, 0.3, 0.2]})
-    assert runs.history(client, run_id, "val/acc").tolist() == [0.1, 0.3, 0.2]
+    assert queries.history(client, run_id, "val/acc").tolist() == [0.1, 0.3, 0.2]
     client.log_batch(run_id, metrics=[Metric("val/acc", 0.9, 5, 2)])
-    assert runs.history(client, run_id, "val/acc").tolist() == [0.1, 0.9, 0.2]
+    assert queries.history(client, run_id, "val/acc").tolist() == [0.1, 0.9, 0.2]
 
 
 def test_of_a_seed_that_finished_twice_the_first_run_counts(client, experiment_id):
@@ -99,7 +99,7 @@ def test_of_a_seed_that_finished_twice_the_first_run_counts(client, experiment_i
     add_run(client, experiment_id, metrics(0.9), seed="1", started=2, **under)
     other = add_run(client, experiment_id, metrics(0.2), seed="0", started=3, **under)
     add_run(client, experiment_id, metrics(0.2), "FAILED", seed="2", **under)
-    assert [run.info.run_id for run in runs.finished_runs(client, parent)] == [other, first]
+    assert [run.info.run_id for run in queries.finished_runs(client, parent)] == [other, first]
 
 
 def test_of_one_seed_that_is_left_no_spread_of_two_remains(client, experiment_id):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import Driver
 
-from cifar_lab.datasets import open_dataset
+from cifar_lab.data.cache import open_dataset
 
 pytestmark = pytest.mark.slow
 

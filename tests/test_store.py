@@ -13,8 +13,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.tracking import MlflowClient
 
-from cifar_lab import store
-from cifar_lab.config import UserError
+from cifar_lab.errors import UserError
+from cifar_lab.tracking import locks, places, store
 
 
 def paths(client, run_id):
@@ -86,38 +86,38 @@ def test_an_absent_server_is_named_within_seconds(workplace, monkeypatch):
 def test_one_database_has_one_set_of_claims_from_wherever_it_is_used(workplace, tmp_path, monkeypatch):
     store.connect(make=True)  # MLflow keeps its address in the environment from here on
     tags = {"config_hash": "c", "seed": "0"}
-    with store.claimed(tags):
+    with locks.claimed(tags):
         monkeypatch.chdir(tmp_path)
-        assert store.planning().lock_file == str(workplace / "mlflow.db.lock")
-        with pytest.raises(Timeout), store.claimed(tags):
+        assert locks.store_lock().lock_file == str(workplace / "mlflow.db.lock")
+        with pytest.raises(Timeout), locks.claimed(tags):
             pass
-    with store.claimed(tags):
+    with locks.claimed(tags):
         assert [path.name for path in workplace.glob("checkpoints/*.lock")] == ["c-seed0.lock"]
     assert not list(workplace.glob("checkpoints/*.lock"))
 
 
 def test_a_moved_folder_is_the_same_and_a_copy_is_not(workplace, tmp_path, monkeypatch):
-    first = store.folder_id()
-    assert store.folder_id() == first
+    first = locks.folder_id()
+    assert locks.folder_id() == first
     copy, moved = tmp_path / "copy", tmp_path / "moved"
     shutil.copytree(workplace, copy)
     monkeypatch.chdir(copy)
-    second = store.folder_id()
+    second = locks.folder_id()
     assert second != first
     shutil.move(workplace, moved)
     monkeypatch.chdir(moved)
-    assert store.folder_id() == first
+    assert locks.folder_id() == first
     monkeypatch.setattr(store.platform, "node", lambda: "another machine")  # as a copy of a disk is
-    assert store.folder_id() not in (first, second)
+    assert locks.folder_id() not in (first, second)
 
 
 @pytest.mark.parametrize(("content", "kept"), [("", False), ("{", False), ("a" * 32, True)])
 def test_a_damaged_identity_is_made_anew_and_an_old_one_kept(workplace, content, kept):
-    store.folder_id()
+    locks.folder_id()
     (workplace / "checkpoints" / "folder_id").write_text(content)
-    found = store.folder_id()
+    found = locks.folder_id()
     assert (found == content) == kept
-    assert store.folder_id() == found
+    assert locks.folder_id() == found
     assert len(found) == 32
 
 
@@ -145,7 +145,7 @@ def test_options_of_a_database_are_no_part_of_its_path(workplace, monkeypatch):
     (workplace / "kept").mkdir()
     store.connect(make=True)
     assert (workplace / "kept" / "runs.db").is_file()
-    assert store.home() == workplace / "kept"
+    assert places.home() == workplace / "kept"
 
 
 def test_models_are_registered_where_the_runs_are(workplace, monkeypatch):

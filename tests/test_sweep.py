@@ -11,9 +11,10 @@ import pytest
 from conftest import EXPERIMENTS, Driver, processes_in
 from mlflow.tracking import MlflowClient
 
-from cifar_lab.config import UsageError, UserError, load_config
-from cifar_lab.space import Range, parse_space
-from cifar_lab.trial import open_study
+from cifar_lab.config import load_config
+from cifar_lab.errors import UsageError, UserError
+from cifar_lab.execution.space import Range, parse_space
+from cifar_lab.execution.trial import open_study
 
 LINEAR = str(EXPERIMENTS / "linear.toml")
 SEARCHED = ("--set", "optim.learning_rate=0.0005..0.1:log", "--set", "trainer.batch_size=32..256")

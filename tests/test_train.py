@@ -7,14 +7,15 @@ import torch.nn.functional as F
 from conftest import EXPERIMENTS, WARM
 from pytorch_lightning import Callback
 
-from cifar_lab import models
-from cifar_lab.classifier import Diverged
-from cifar_lab.config import UserError, load_config
-from cifar_lab.datasets import load_dataset, open_dataset
-from cifar_lab.models import LogisticRegression
-from cifar_lab.sources import DataError
-from cifar_lab.store import is_whole
-from cifar_lab.train import load_checkpoint, resolve_config, train, weights_digest
+from cifar_lab.config import load_config
+from cifar_lab.data.cache import load_dataset, open_dataset
+from cifar_lab.errors import DataError, UserError
+from cifar_lab.files import is_whole
+from cifar_lab.networks import build
+from cifar_lab.networks.linear import LogisticRegression
+from cifar_lab.training.checkpoints import load_checkpoint, weights_digest
+from cifar_lab.training.classifier import Diverged
+from cifar_lab.training.train import resolve_config, train
 
 
 @pytest.fixture
@@ -209,7 +210,7 @@ class Dropping(LogisticRegression):
 
 
 def test_what_layers_draw_follows_from_seed_and_epoch(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "LogisticRegression", Dropping)
+    monkeypatch.setattr(build, "LogisticRegression", Dropping)
     config = config_of("linear", digits, "trainer.epochs=3")
     state = torch.get_rng_state()
     whole = train(config, 0, digits, tmp_path / "whole", "cpu")
@@ -219,7 +220,7 @@ def test_what_layers_draw_follows_from_seed_and_epoch(digits, tmp_path, monkeypa
         train(config, 0, digits, tmp_path / "pieces", "cpu", callbacks=[Stop(17)])
     assert figures(train(config, 0, digits, tmp_path / "pieces", "cpu")) == figures(whole)
     assert figures(train(config, 0, digits, tmp_path / "pieces", "cpu")) == figures(whole)  # complete already
-    monkeypatch.setattr(models, "LogisticRegression", LogisticRegression)
+    monkeypatch.setattr(build, "LogisticRegression", LogisticRegression)
     assert train(config, 0, digits, tmp_path / "plain", "cpu").weights_digest != whole.weights_digest
 
 

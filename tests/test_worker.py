@@ -5,12 +5,15 @@ import sys
 import pytest
 from conftest import EXPERIMENTS
 
-from cifar_lab import __main__, repeat, results, store, worker
+from cifar_lab import __main__
 from cifar_lab.__main__ import main
-from cifar_lab.config import UserError, load_config
-from cifar_lab.datasets import load_dataset
-from cifar_lab.provenance import machine_tags
-from cifar_lab.train import resolve_config
+from cifar_lab.config import load_config
+from cifar_lab.data.cache import load_dataset
+from cifar_lab.errors import UserError
+from cifar_lab.execution import plan, worker
+from cifar_lab.tracking import store, summaries
+from cifar_lab.tracking.provenance import machine_tags
+from cifar_lab.training.train import resolve_config
 
 
 @pytest.fixture
@@ -19,7 +22,7 @@ def planned(workplace):
     dataset, _ = load_dataset("digits")
     config = resolve_config(load_config(str(EXPERIMENTS / "linear.toml"), ["trainer.epochs=1"]), dataset, "fp32")
     client = store.connect(make=True)
-    (item,) = repeat.plan(client, {"linear": config}, [0], {"linear": dataset}, machine_tags("cpu"))
+    (item,) = plan.plan(client, {"linear": config}, [0], {"linear": dataset}, machine_tags("cpu"))
     return client, item, (item.parent, config, {**item.tags, "seed": "0"}, dataset)
 
 
@@ -32,7 +35,7 @@ def test_an_error_of_ours_is_kept_with_the_run(planned, monkeypatch):
     client, item, call = planned
     line = r"^KeyError: 'no such key' \(the run's artifact error\.txt has the traceback\); start again to continue$"
     with monkeypatch.context() as patch:
-        patch.setattr(results, "log_result", lambda *_: {}["no such key"])
+        patch.setattr(summaries, "log_result", lambda *_: {}["no such key"])
         with pytest.raises(UserError, match=line) as caught:
             worker.train_one(*call)
     assert isinstance(caught.value.__cause__, KeyError)  # which --debug shows

@@ -1,0 +1,150 @@
+"""Arrays in, matplotlib Figure out. Nothing here shows, saves or computes what was learned."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import seaborn as sns
+from matplotlib.figure import Figure, FigureBase
+from matplotlib.ticker import MaxNLocator
+
+from cifar_lab.analysis.calibration import Reliability
+from cifar_lab.analysis.comparison import Summary
+
+
+def plain(text: str) -> str:
+    """`text` as matplotlib has to get it to draw it as it is: a formula stands between two dollars."""
+    return text.replace("$", r"\$")
+
+
+def plot_samples(images: np.ndarray, classes: Sequence[str]) -> Figure:
+    """A row of images for each class; images: (classes, columns, 32, 32, 3) uint8."""
+    rows, columns = images.shape[:2]
+    sheet = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
+    sheet = sheet.transpose(0, 2, 1, 3, 4).reshape(34 * rows, 34 * columns, 3)
+    figure = Figure(figsize=(0.5 * columns + 2, 0.5 * rows + 0.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(sheet, interpolation="nearest")
+    axes.set(xticks=[], yticks=34 * np.arange(rows) + 17, yticklabels=[*map(plain, classes)])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def plot_learning_curves(
+    curves: Mapping[str, Mapping[str, np.ndarray]], title: str, losses: Mapping[str, str] | None = None
+) -> Figure:
+    """Loss and accuracy over completed epochs.
+
+    curves: of each line's name ("train", "val") its metrics "loss" and "acc", (epochs,) or (seeds, epochs); of several
+    seeds each is drawn thin and their mean thick. losses: what the loss is, by line, where it is not cross-entropy.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure.suptitle(plain(title))
+    for axes, metric in zip(figure.subplots(1, 2), ("loss", "acc"), strict=True):
+        for color, (name, metrics) in zip(sns.color_palette("colorblind"), curves.items(), strict=False):
+            values = np.atleast_2d(metrics[metric])
+            epochs = np.arange(1, values.shape[1] + 1)
+            if len(values) > 1:
+                axes.plot(epochs, values.T, color=color, linewidth=0.7, alpha=0.5)
+            kind = f" ({losses[name]})" if metric == "loss" and losses and name in losses else ""
+            label = f"{name}{kind}, mean of {len(values)}" if len(values) > 1 else f"{name}{kind}"
+            axes.plot(epochs, values.mean(axis=0), color=color, linewidth=2, label=plain(label))
+        axes.set(xlabel="completed epochs", ylabel="cross-entropy" if metric == "loss" else "accuracy")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def plot_comparison(
+    values: Mapping[str, np.ndarray],
+    summaries: Sequence[Summary],
+    curves: Mapping[str, np.ndarray],
+    metric: str,
+    curve: str,
+) -> Figure:
+    """plot_seeds of `metric` beside plot_bands of `curve`."""
+    figure = Figure(figsize=(11, 1.5 + 1.1 * max(3, len(values))), layout="constrained")
+    left, right = figure.subfigures(1, 2)
+    _draw_seeds(left, values, summaries, metric)
+    _draw_bands(right, curves, curve)
+    return figure
+
+
+def plot_seeds(values: Mapping[str, np.ndarray], summaries: Sequence[Summary], metric: str) -> Figure:
+    """One dot per seed with mean and 95 % interval; values: (seeds,) of `metric` by name.
+
+    Where the sets lie so far apart that their spreads would not be seen, each has an axis of its own, all of the same
+    length.
+    """
+    figure = Figure(figsize=(6, 1 + 1.1 * max(2, len(values))), layout="constrained")
+    _draw_seeds(figure, values, summaries, metric)
+    return figure
+
+
+def plot_bands(curves: Mapping[str, np.ndarray], curve: str) -> Figure:
+    """Mean over seeds with a band of one standard deviation; curves: (seeds, epochs) of the metric `curve` by name."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    _draw_bands(figure, curves, curve)
+    return figure
+
+
+def plot_reliability(sets: Mapping[str, Reliability]) -> Figure:
+    """Share of right predictions over their confidence, of each set by name; the diagonal would be perfect."""
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color="gray", linestyle=":", label="perfect")
+    for (name, found), color, marker in zip(
+        sets.items(), sns.color_palette("colorblind", len(sets)), itertools.cycle("os^Dv"), strict=False
+    ):
+        full = found.counts > 0
+        label = f"{name}, ECE {100 * found.ece:.1f} %"
+        axes.plot(found.confidence[full], found.accuracy[full], color=color, marker=marker, label=plain(label))
+    axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def _draw_seeds(
+    figure: FigureBase, values: Mapping[str, np.ndarray], summaries: Sequence[Summary], metric: str
+) -> None:
+    colors = sns.color_palette("colorblind", len(values))
+    bounds = [_dot_bounds(values[name], summary) for name, summary in zip(values, summaries, strict=True)]
+    length = 1.1 * max(high - low for low, high in bounds)
+    apart = max(high for _, high in bounds) - min(low for low, _ in bounds) > 4 * length
+    panels = figure.subplots(len(values), 1, squeeze=False, sharex=not apart)[:, 0]
+    for axes, (name, seeds), summary, (low, high), color in zip(
+        panels, values.items(), summaries, bounds, colors, strict=True
+    ):
+        axes.plot(seeds, np.zeros(len(seeds)), "o", color=color, alpha=0.6)
+        if summary.n > 1:
+            axes.plot([summary.ci_low, summary.ci_high], [0.5, 0.5], color="black", linewidth=2)
+        axes.plot(summary.mean, 0.5, "D", color="black")
+        axes.set(ylim=(-0.6, 1.1), yticks=[])
+        axes.set_title(plain(f"{name}, n = {summary.n}"), loc="left", fontsize="medium")
+        if apart:
+            axes.set_xlim((low + high - length) / 2, (low + high + length) / 2)
+        axes.grid(axis="x", alpha=0.3)
+    own = "\neach axis has its own origin, all have the same scale" if apart else ""
+    panels[-1].set_xlabel(f"{metric}: a dot per seed, mean and 95 % interval{own}")
+
+
+def _draw_bands(figure: FigureBase, curves: Mapping[str, np.ndarray], curve: str) -> None:
+    axes = figure.subplots()
+    for (name, seeds), color in zip(curves.items(), sns.color_palette("colorblind", len(curves)), strict=True):
+        epochs, mean = np.arange(1, seeds.shape[1] + 1), seeds.mean(axis=0)
+        axes.plot(epochs, mean, color=color, label=plain(name))
+        if len(seeds) > 1:
+            std = seeds.std(axis=0, ddof=1)
+            axes.fill_between(epochs, mean - std, mean + std, color=color, alpha=0.25)
+    axes.set(xlabel="completed epochs", ylabel=f"{curve}, mean over seeds, band of one std")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def _dot_bounds(seeds: np.ndarray, summary: Summary) -> tuple[float, float]:
+    shown = [*seeds, summary.ci_low, summary.ci_high] if summary.n > 1 else [*seeds - 0.005, *seeds + 0.005]
+    return float(np.min(shown)), float(np.max(shown))

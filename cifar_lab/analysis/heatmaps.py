@@ -1,0 +1,123 @@
+"""Heatmaps of classes against classes: arrays in, matplotlib Figure or pixels out."""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+
+from cifar_lab.analysis.figures import plain
+
+ANNOTATED = 25  # classes; with more there is no room for numbers in the cells
+SHOWN = 8  # epochs in a strip
+
+
+class ConfusionPlot:
+    """Heatmaps of confusion counts, rows true and columns predicted, each row as shares of its sum.
+
+    Axes, names and colour bar are laid out and drawn once, the cells for each heatmap: a third of the time. Of many
+    classes the cells have no numbers, but colours that show rare errors; lines separate the `superclasses`, which are
+    named at their first class.
+    """
+
+    def __init__(self, classes: Sequence[str], superclasses: Sequence[str] = ()) -> None:
+        self.annotated = len(classes) <= ANNOTATED
+        figure, self.axes = _square_figure(len(classes))
+        self.canvas = FigureCanvasAgg(figure)
+        firsts = [i for i, name in enumerate(superclasses) if i == 0 or name != superclasses[i - 1]]
+        sns.heatmap(
+            np.zeros((len(classes), len(classes))),
+            norm=PowerNorm(1 if self.annotated else 0.5, 0, 1),
+            cmap="Blues",
+            annot=self.annotated,
+            square=True,
+            xticklabels=[*map(plain, classes)],
+            yticklabels=[
+                plain(f"{superclasses[i]}: {name}" if i in firsts else name) for i, name in enumerate(classes)
+            ],
+            cbar_kws={"label": "share of the true class", "shrink": 0.7},
+            ax=self.axes,
+        )
+        self.axes.set(title="\n", xlabel="predicted", ylabel="true")
+        _turn_labels(self.axes, len(classes))
+        self.cells = self.axes.collections[0]
+        lines = [
+            draw(i, color="gray", linewidth=0.5) for i in firsts for draw in (self.axes.axhline, self.axes.axvline)
+        ]
+        self.drawn_each_time = [self.cells, *lines, *self.axes.texts]
+        for artist in self.drawn_each_time:
+            artist.set_animated(True)  # not drawn with the rest
+        for _ in range(2):  # long names move the axes
+            self.canvas.draw()
+        self.background = self.canvas.copy_from_bbox(figure.bbox)
+
+    def pixels(self, counts: np.ndarray, title: str) -> np.ndarray:
+        """(height, width, 3) uint8 of (classes, classes) counts."""
+        shares = _shares(counts)
+        self.canvas.restore_region(self.background)
+        self.cells.set_array(shares)
+        self.axes.set_title(f"{plain(title)}\n{'percent' if self.annotated else 'share'} of each true class")
+        for text, share in zip(self.axes.texts, shares.flat, strict=False):  # there are none of many classes
+            text.set(text=f"{100 * share:.0f}", color="white" if share > 0.5 else "black")
+        for artist in *self.drawn_each_time, self.axes.title:
+            self.axes.draw_artist(artist)
+        return np.asarray(self.canvas.buffer_rgba())[..., :3].copy()
+
+
+def _shares(counts: np.ndarray) -> np.ndarray:
+    """Of (classes, classes) counts each row as shares of its sum."""
+    return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+
+
+def _square_figure(classes: int) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(8, 7) if classes <= ANNOTATED else (18, 14), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _turn_labels(axes: Axes, classes: int) -> None:
+    axes.tick_params(axis="x", rotation=45 if classes <= ANNOTATED else 90)
+    axes.tick_params(axis="y", rotation=0)
+    if classes > ANNOTATED:
+        axes.tick_params(labelsize=8)
+
+
+confusion_plot = functools.cache(ConfusionPlot)  # the same one for the runs of a process, which come one by one
+
+
+def plot_epochs(counts: Sequence[np.ndarray], classes: int) -> Figure:
+    """A strip of small heatmaps, one for each epoch, or for SHOWN of many; counts: (classes, classes) by epoch."""
+    shown = np.unique(np.linspace(0, len(counts) - 1, SHOWN).round().astype(int))
+    figure = Figure(figsize=(SHOWN, 0.95), layout="constrained")
+    norm = PowerNorm(1 if classes <= ANNOTATED else 0.5, 0, 1)
+    for axes, index in zip(figure.subplots(1, SHOWN), [*shown, *[None] * (SHOWN - len(shown))], strict=True):
+        axes.set_axis_off()
+        if index is not None:
+            axes.imshow(_shares(counts[index]), cmap="Blues", norm=norm)
+            axes.set_title(f"epoch {index + 1}", fontsize=7, pad=2)
+    return figure
+
+
+def plot_pairs(accuracies: np.ndarray, classes: Sequence[str], title: str) -> Figure:
+    """Heatmap of the accuracy on each pair of classes; accuracies: (pairs,), pairs as in itertools.combinations."""
+    matrix = np.full((len(classes), len(classes)), np.nan)
+    first, second = np.triu_indices(len(classes), 1)
+    matrix[second, first] = accuracies
+    figure, axes = _square_figure(len(classes))
+    sns.heatmap(
+        100 * matrix[1:, :-1],
+        cmap="rocket",
+        annot=len(classes) <= ANNOTATED,
+        fmt=".1f",
+        square=True,
+        xticklabels=[*map(plain, classes[:-1])],
+        yticklabels=[*map(plain, classes[1:])],
+        cbar_kws={"label": "accuracy on the images of the two classes, percent"},
+        ax=axes,
+    )
+    axes.set_title(plain(title))
+    _turn_labels(axes, len(classes))
+    return figure

@@ -1,0 +1,232 @@
+"""What only a GPU can tell, checked and measured on the one that is here: a table to paste into a bug report."""
+
+import argparse
+import copy
+import multiprocessing
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning
+import torch
+from pytorch_lightning import Callback, Trainer
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from cifar_lab.analysis.comparison import summarise
+from cifar_lab.config import Config, load_config
+from cifar_lab.data.cache import Dataset, load_dataset, open_dataset
+from cifar_lab.errors import UsageError
+from cifar_lab.networks.build import make_model
+from cifar_lab.training.checkpoints import load_checkpoint
+from cifar_lab.training.hardware import device_tags, exact_fp32, fast_precision, resolve_accelerator
+from cifar_lab.training.train import resolve_config, train
+
+WIDTHS = (64, 256, 256)  # of the CNN
+EPOCHS = 8
+SEEDS = 4
+MARGIN = 0.02  # of test accuracy: two devices whose mean difference is within it give the same results
+IMAGES = 45_000  # of noise: speed does not depend on what they show
+MATRIX = 8192
+PRODUCTS = 10
+TIMED = ("cnn", "cnn_speedrun")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the table; 0 if every check holds, else 1. Raises UsageError where there is no GPU."""
+    accelerator = resolve_accelerator("auto")
+    if accelerator == "cpu":
+        raise UsageError("torch finds no GPU here, so there is nothing to check")
+    digits, _ = load_dataset("digits")
+    failed = done = 0
+    print("| check | holds | what was seen |\n|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for what, check in _GPU(accelerator, digits, Path(folder)).checks():
+            try:
+                holds, seen = "yes", check()
+            except Exception as error:
+                holds, seen = "NO", f"{type(error).__name__}: {' '.join(str(error).split())}"
+                traceback.print_exc()
+                failed += 1
+            done += 1
+            print(f"| {what} | {holds} | {seen} |", flush=True)
+    print(f"{failed} of {done} checks failed")
+    return 1 if failed else 0
+
+
+@dataclass(frozen=True)
+class _GPU:
+    """The checks: each gives what was seen, or raises."""
+
+    accelerator: str
+    digits: Dataset
+    folder: Path
+
+    def checks(self) -> Iterator[tuple[str, Callable[[], str]]]:
+        fast = fast_precision(self.accelerator)
+        yield "it is found", self.found
+        for name in "linear", "cnn", "cnn, one-vs-one":
+            yield f"{name}: the first step's loss and gradients are the CPU's", partial(self.first_step, name)
+        for precision in dict.fromkeys(("fp32", fast)):
+            for name in "linear", "cnn", "cnn, one-vs-one":
+                yield f"{name}, {precision}: two runs, one digest", partial(self.same_bits, name, precision)
+        yield f"cnn, {fast}: killed and continued, the same digest", partial(self.continued, "cnn", fast)
+        for name in "linear", "cnn":
+            yield f"{name}: {SEEDS} seeds give the CPU's test accuracy", partial(self.equivalent, name)
+        for name in TIMED:
+            yield f"{name}, {fast}: speed", partial(self.speed, name, fast)
+
+    def found(self) -> str:
+        tags = device_tags(self.accelerator)
+        versions = {"torch": torch.__version__, "pytorch_lightning": pytorch_lightning.__version__}
+        return ", ".join(f"{name} {value}" for name, value in {**tags, **versions}.items())
+
+    def config(self, name: str, precision: str, **trainer: Any) -> Config:
+        model = {"kind": "linear"} if name == "linear" else {"kind": "cnn", "widths": WIDTHS}
+        if "one-vs-one" in name:
+            model["one_vs_one"] = True
+        trainer = {"epochs": EPOCHS, "batch_size": 125, "precision": precision, **trainer}
+        optim = {"learning_rate": 0.01 if name == "linear" else 1.25}
+        config = Config.model_validate({"model": model, "trainer": trainer, "optim": optim})
+        return resolve_config(config, self.digits, precision)
+
+    def train(self, config: Config, seed: int, accelerator: str, checkpoint: Path | None = None) -> Any:
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            return train(config, seed, self.digits, checkpoint or Path(folder) / "last.ckpt", accelerator)
+
+    def first_step(self, name: str) -> str:
+        exact_fp32()
+        torch.manual_seed(0)
+        here = make_model(self.config(name, "fp32"), self.digits)
+        there = copy.deepcopy(here).to(torch.device(self.accelerator, 0))
+        images, labels = (torch.from_numpy(part["train"][:125]) for part in (self.digits.images, self.digits.labels))
+        losses = [_first_loss(model, images, labels.long()) for model in (here, there)]
+        torch.testing.assert_close(*losses, rtol=1e-4, atol=0)
+        largest = 0.0
+        for (name, cpu), gpu in zip(here.named_parameters(), there.parameters(), strict=True):
+            if cpu.grad is not None:
+                scale = cpu.grad.abs().max()
+                torch.testing.assert_close(gpu.grad.cpu() / scale, cpu.grad / scale, rtol=0, atol=1e-3, msg=name)
+                largest = max(largest, float(((gpu.grad.cpu() - cpu.grad) / scale).abs().max()))
+        return f"largest difference of a gradient {largest:.1e} of the largest in its tensor"
+
+    def same_bits(self, name: str, precision: str) -> str:
+        config = self.config(name, precision, tta=name == "cnn")
+        first, second = (self.train(config, 0, self.accelerator).weights_digest for _ in range(2))
+        assert first == second, f"{first} and {second}"
+        return first
+
+    def continued(self, name: str, precision: str) -> str:
+        config, checkpoint = self.config(name, precision), self.folder / "killed.ckpt"
+        arguments = (config, self.digits.folder.resolve(), checkpoint, self.accelerator)
+        child = multiprocessing.get_context("spawn").Process(target=_train_in_child, args=arguments)
+        child.start()
+        while not checkpoint.exists() and child.is_alive():
+            time.sleep(0.01)
+        child.kill()
+        child.join()
+        assert checkpoint.exists(), f"its process ended early, with {child.exitcode}"
+        epochs = load_checkpoint(checkpoint)["epoch"] + 1
+        assert epochs < EPOCHS, "it was over before it could be killed"
+        digests = [self.train(config, 0, self.accelerator, file).weights_digest for file in (checkpoint, None)]
+        assert digests[0] == digests[1], f"{digests[0]}, in one go {digests[1]}"
+        return f"{digests[0]}, killed after {epochs} of {EPOCHS} epochs"
+
+    def equivalent(self, name: str) -> str:
+        config = self.config(name, "fp32", threads=multiprocessing.cpu_count())
+        here, there = (
+            np.array([self.train(config, seed, accelerator).test["test/acc"] for seed in range(SEEDS)])
+            for accelerator in ("cpu", self.accelerator)
+        )
+        found = summarise(there - here)
+        seen = f"{there.mean():.2%}, CPU {here.mean():.2%}; difference {100 * found.ci_low:+.2f} to"
+        seen = f"{seen} {100 * found.ci_high:+.2f} points (95 % interval)"
+        assert max(abs(found.ci_low), abs(found.ci_high)) <= MARGIN, seen
+        return seen
+
+    def speed(self, name: str, precision: str) -> str:
+        noise = _noise(self.digits)
+        config = load_config(name, [f"trainer.precision={precision}", "trainer.epochs=2", "data.val_size=0"])
+        config = config.model_copy(update={"data": config.data.model_copy(update={"sides": config.data.sides[-1:]})})
+        waits, cuda = _Waits(), self.accelerator == "cuda"
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        result = train(config, 0, noise, self.folder / f"{name}.ckpt", self.accelerator, callbacks=[waits], test=False)
+        memory = torch.cuda.max_memory_allocated() if cuda else torch.mps.driver_allocated_memory()
+        seconds = result.epochs[-1].metrics["epoch_seconds"]
+        rate = IMAGES / seconds
+        share = rate * _operations(config, noise) / self.product_rate(precision)
+        each = f"{waits.seen / waits.steps:.2g}" if cuda else "unknown"
+        return (
+            f"{seconds:.2f} s per epoch, {rate:,.0f} images/s, {share:.0%} of the arithmetic of a matrix product, "
+            f"{each} waits for the GPU per step, {memory / 2**30:.2f} GiB"
+        )
+
+    def product_rate(self, precision: str) -> float:
+        """Operations per second of a large matrix product."""
+        matrix = torch.randn(MATRIX, MATRIX).to(torch.bfloat16 if precision == "bf16" else torch.float32)
+        matrix, module = matrix.to(torch.device(self.accelerator, 0)), torch.get_device_module(self.accelerator)
+        matrix @ matrix
+        module.synchronize()
+        started = time.perf_counter()
+        for _ in range(PRODUCTS):
+            matrix @ matrix
+        module.synchronize()
+        return PRODUCTS * 2 * MATRIX**3 / (time.perf_counter() - started)
+
+
+def _first_loss(model: Any, images: Tensor, labels: Tensor) -> Tensor:
+    model.start_stage("train")
+    loss = model.step((images.to(model.device), labels.to(model.device)), "train")
+    loss.backward()
+    return loss.detach().cpu()
+
+
+def _train_in_child(config: Config, digits: Path, checkpoint: Path, accelerator: str) -> None:
+    train(config, 0, open_dataset(digits), checkpoint, accelerator)
+
+
+class _Waits(Callback):
+    """Counts in the first epoch how often a step waits for the GPU, as torch's own debug mode tells."""
+
+    def __init__(self) -> None:
+        self.steps, self.seen = 0, 0
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.current_epoch == 0 and trainer.strategy.root_device.type == "cuda":
+            self.caught = warnings.catch_warnings(record=True)
+            self.warnings = self.caught.__enter__()
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.current_epoch == 0 and trainer.strategy.root_device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+            self.caught.__exit__(None, None, None)
+            self.seen += sum("synchronizing" in str(warning.message) for warning in self.warnings)
+            self.steps += 1
+
+
+def _noise(digits: Dataset) -> Dataset:
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (IMAGES, 32, 32, 3), np.uint8)
+    labels = random.integers(0, len(digits.classes), IMAGES).astype(np.uint8)
+    return Dataset(
+        "noise", "noise", digits.classes, (0.5,) * 3, (0.29,) * 3, "", Path(), {"train": images}, {"train": labels}
+    )
+
+
+def _operations(config: Config, noise: Dataset) -> float:
+    """Of the convolutions and products of forward and backward pass, for one image."""
+    model, side = make_model(config, noise), config.data.sides[-1]
+    images, labels = (torch.from_numpy(part["train"][:8]) for part in (noise.images, noise.labels))
+    with FlopCounterMode(display=False) as counter:
+        _first_loss(model, images[:, :side, :side], labels.long())
+    return counter.get_total_flops() / len(labels)

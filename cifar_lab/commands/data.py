@@ -1,0 +1,55 @@
+"""What images are there: from where, their digest, how many of each class, a picture of some."""
+
+import argparse
+from collections import Counter
+
+import numpy as np
+
+from cifar_lab.analysis.figures import plot_samples
+from cifar_lab.data.cache import Dataset, decoded
+from cifar_lab.data.search import find_source
+from cifar_lab.data.sources import not_cifar10
+from cifar_lab.files import atomic_write
+
+COLUMNS = 10  # of the picture
+
+
+def _doubles(dataset: Dataset) -> list[str]:
+    """What has the same pixels more than once, in a split or in both."""
+    kinds = {split: Counter(image.tobytes() for image in images) for split, images in dataset.images.items()}
+    lines = [
+        f"{count:,} images of {split} have the pixels of another one of it"
+        for split, found in kinds.items()
+        if (count := found.total() - len(found))
+    ]
+    both = sum(kinds["test"][image] for image in kinds["test"] if image in kinds["train"])
+    return [*lines, *([f"{both:,} images of test have the pixels of one of train"] if both else [])]
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print a description of the data set that is meant; draw some of its training images."""
+    figure = options.figure
+    source = find_source(options.data, options.data_dir)
+    dataset = decoded(source)
+    if source.fallback_reason:
+        print(not_cifar10(source.fallback_reason))
+    print(f"{dataset.title}, MLflow experiment {dataset.name}")
+    print(f"from {source.place}, decoded in {dataset.folder}")
+    print(f"digest {dataset.digest}")
+    for name, values in ("mean", dataset.mean), ("standard deviation", dataset.std):
+        print(f"{name} of the training pixels, from 0 to 1: " + ", ".join(f"{value:.4f}" for value in values))
+    counts = {split: np.bincount(labels, minlength=len(dataset.classes)) for split, labels in dataset.labels.items()}
+    width = max(map(len, dataset.classes))
+    print(f"\n{'class':{width}}  {'train':>6}  {'test':>6}")
+    for index, name in enumerate(dataset.classes):
+        print(f"{name:{width}}  {counts['train'][index]:6,}  {counts['test'][index]:6,}")
+    print(f"{'all':{width}}  {counts['train'].sum():6,}  {counts['test'].sum():6,}")
+    for line in _doubles(dataset):
+        print(line)
+    columns = min(COLUMNS, counts["train"].min())
+    first = [np.flatnonzero(dataset.labels["train"] == label)[:columns] for label in range(len(dataset.classes))]
+    with atomic_write(figure) as path:
+        images = dataset.images["train"][np.stack(first)]
+        plot_samples(images, dataset.classes).savefig(path, format=figure.suffix[1:], dpi=110)
+    print(f"\nthe first {columns} training images of each class are drawn in {figure}")
+    return 0

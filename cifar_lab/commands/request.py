@@ -1,0 +1,57 @@
+"""What a command that trains asks for: configs, seeds, images, workers. Imports what is heavy after the mistakes."""
+
+import argparse
+import signal
+import sys
+from multiprocessing import forkserver
+from typing import Any
+
+from cifar_lab.config import experiment_name, load_config
+from cifar_lab.errors import UsageError
+from cifar_lab.processes import PRELOAD, fork_server
+
+
+def requested(options: argparse.Namespace) -> tuple[Any, ...]:
+    """The arguments of run_experiments."""
+    names = [experiment_name(name) for name in options.experiments]
+    if len(set(names)) < len(names):
+        raise UsageError(f"an experiment is named twice: {', '.join(names)}")
+    given = overrides(options)
+    configs = {name: load_config(file, given) for name, file in zip(names, options.experiments, strict=True)}
+    if options.cluster and (options.jobs or options.accelerator != "auto"):
+        raise UsageError("--cluster places the runs itself: leave out --jobs and --accelerator; --gpus asks for GPUs")
+    if options.gpus and not options.cluster:
+        raise UsageError("--gpus is what a run takes of a --cluster; here --accelerator gpu asks for the GPU")
+    found = images(options)
+    if options.cluster:
+        from cifar_lab.execution.cluster import Cluster
+
+        return configs, options.seeds, *found, Cluster(options.cluster, options.gpus)
+    from cifar_lab.execution.local import Pool
+
+    return configs, options.seeds, *found, Pool(options.accelerator, options.jobs)
+
+
+def overrides(options: argparse.Namespace) -> list[str]:
+    """What the options set in an experiment file, as section.key=value."""
+    given = {name: getattr(options, name, None) for name in ("epochs", "devices")}
+    return [*options.overrides, *(f"trainer.{name}={value}" for name, value in given.items() if value)]
+
+
+def images(options: argparse.Namespace) -> tuple[Any, str]:
+    """The data set, and why it is a stand-in; while it is decoded the workers' imports begin."""
+    from cifar_lab.data.cache import decoded
+    from cifar_lab.data.search import find_source
+
+    source = find_source(options.data, options.data_dir)
+    if not getattr(options, "cluster", None) and (sys.platform != "darwin" or options.accelerator == "cpu"):
+        _import_for_workers()
+    return decoded(source), source.fallback_reason
+
+
+def _import_for_workers() -> None:
+    """Start the fork server that workers come from: it imports what they need while this process does the same."""
+    fork_server(PRELOAD)
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the driver to answer
+    forkserver.ensure_running()
+    signal.signal(signal.SIGINT, handler)

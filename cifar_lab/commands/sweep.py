@@ -1,0 +1,17 @@
+"""Search for better settings; write the best as an experiment file."""
+
+import argparse
+
+from cifar_lab.commands.request import images, overrides
+from cifar_lab.config import experiment_name
+from cifar_lab.execution.space import parse_space
+
+
+def run(options: argparse.Namespace) -> int:
+    """0, 1 if no trial was completed, 130 if interrupted."""
+    space = parse_space(experiment_name(options.experiment), options.experiment, overrides(options))
+    dataset, fallback_reason = images(options)
+    from cifar_lab.execution.local import Pool
+    from cifar_lab.execution.sweep import run_sweep
+
+    return run_sweep(space, options.trials, dataset, fallback_reason, Pool(options.accelerator, options.jobs))

@@ -1,0 +1,191 @@
+"""The main job, from checked arguments to the last line on the terminal: plan, train, summarise, name the best run."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import numpy as np
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from cifar_lab.analysis.comparison import summarise
+from cifar_lab.config import Config
+from cifar_lab.data.cache import Dataset
+from cifar_lab.data.selection import select
+from cifar_lab.data.sources import not_cifar10
+from cifar_lab.execution.cluster import Cluster
+from cifar_lab.execution.jobs import Job, run_jobs
+from cifar_lab.execution.local import Pool
+from cifar_lab.execution.progress import Progress, clock
+from cifar_lab.execution.repeats import Repeats, plan, summarise_repeats
+from cifar_lab.tracking import lifecycle, locks, promotion, queries, registry, store
+from cifar_lab.tracking.recovery import end_dead_runs
+from cifar_lab.training.batches import epoch_costs
+from cifar_lab.training.train import resolve_config
+
+DIED = "its worker process died again and again (out of memory?); start again to continue it, with fewer --jobs"
+
+
+def run_experiments(
+    configs: Mapping[str, Config],
+    seeds: Sequence[int],
+    dataset: Dataset,
+    fallback_reason: str,
+    workers: Pool | Cluster,
+) -> tuple[int, list[Repeats]]:
+    """Train what is missing of `configs` times `seeds`; gives the plan and 0, 1 if a run failed, 130 if interrupted."""
+    console = Console(highlight=False, markup=False)
+    datasets = {name: select(dataset, config.data) for name, config in configs.items()}
+    configs = {name: resolve_config(config, datasets[name], workers.precision) for name, config in configs.items()}
+    announcement = _announcement(datasets.values(), fallback_reason)
+    console.print(announcement)
+    client = store.connect(make=True)
+    with locks.store_lock():
+        planned = plan(client, configs, seeds, datasets, workers.tags)
+    for item in planned:
+        _print_plan(console, item, workers.accelerator)
+    jobs = _MissingRuns(planned)
+    interrupted = not _train(client, jobs, workers, console)
+    if interrupted:
+        with contextlib.suppress(MlflowException), store.impatient():
+            console.print(_results(client, planned, interrupted))
+    else:
+        console.print(_results(client, planned, interrupted))
+        for items in _by_dataset(planned).values():
+            for line in _promote(client, items):
+                console.print(line, soft_wrap=True)
+        console.print("compare: make ui")
+    if fallback_reason:
+        console.print(announcement)
+    for name, reason in jobs.reasons.items():
+        console.print(f"{name} failed: {reason}", soft_wrap=True)
+    if interrupted:
+        console.print("interrupted; the same command continues where it stopped")
+    return 130 if interrupted else 1 if jobs.reasons else 0, planned
+
+
+def _announcement(datasets: Iterable[Dataset], fallback_reason: str) -> Panel:
+    lines = []
+    for dataset in datasets:
+        counts = f"{len(dataset.labels['train']):,} training and {len(dataset.labels['test']):,} test images"
+        lines.append(f"{dataset.title}: {counts}, MLflow experiment {dataset.name!r}")
+    text = "\n".join(dict.fromkeys(lines))
+    if not fallback_reason:
+        return Panel(text)
+    return Panel(f"{not_cifar10(fallback_reason)}\n{text}", style="bold yellow")
+
+
+def _print_plan(console: Console, item: Repeats, accelerator: str) -> None:
+    going_on = f", {len(item.continuing)} of them continued" if item.continuing else ""
+    console.print(f"{item.name}: {len(item.missing)} of {len(item.seeds)} runs to train on {accelerator}{going_on}")
+    for name in item.damaged:
+        console.print(f"  the checkpoint of {name} is damaged, so it starts anew")
+    if differences := ", ".join(item.differences):
+        console.print(f"  not the same as before: {differences}. Finished runs are kept, unfinished ones start anew")
+
+
+class _MissingRuns:
+    """The missing runs of some repeats as jobs; `reasons` says, by its name, why one failed."""
+
+    def __init__(self, planned: Sequence[Repeats]) -> None:
+        self.repeats = [item for item in planned if item.missing]
+        self.jobs = {_job(item, seed): item for item in planned for seed in item.missing}
+        self.total, self.reasons = len(self.jobs), dict[str, str]()
+
+    def left(self) -> int:
+        return len(self.jobs)
+
+    def next(self, running: Collection[Job]) -> Job | None:
+        return next((job for job in self.jobs if job not in running), None)
+
+    def done(self, job: Job, run: Run) -> None:
+        del self.jobs[job]
+
+    def failed(self, job: Job, reason: str) -> None:
+        del self.jobs[job]
+        self.reasons[job.name] = reason
+
+
+def _job(item: Repeats, seed: int) -> Job:
+    tags = {**item.tags, "kind": "run", "seed": str(seed)}
+    return Job(f"{item.name}-seed{seed}", (item.parent, item.config, tags, item.dataset.folder))
+
+
+def _train(client: MlflowClient, jobs: _MissingRuns, workers: Pool | Cluster, console: Console) -> bool:
+    """Train every missing run; False if it was interrupted, which ends the running ones as KILLED."""
+    if not jobs.left():
+        return True
+    trainers = [item.config.trainer for item in jobs.repeats]
+    resources = max(t.devices for t in trainers), max(t.threads for t in trainers), jobs.left()
+    costs = {item.parent: epoch_costs(item.config) for item in jobs.repeats}
+    with Progress(client, console, costs, workers.at_once(*resources)) as progress:
+
+        def show() -> None:
+            with contextlib.suppress(MlflowException):  # the display is not worth a run
+                progress.update(Counter(item.parent.info.run_name for item in jobs.jobs.values()), jobs.total)
+
+        def recover() -> None:
+            with contextlib.suppress(MlflowException):  # it is done again at the next start
+                for item in jobs.repeats:
+                    end_dead_runs(client, item.parent.info.experiment_id, item.tags)
+
+        try:
+            for item in jobs.repeats:
+                lifecycle.mark(client, item.parent.info.run_id, "RUNNING")
+            run_jobs(jobs, workers, resources, console, show, recover)
+        except KeyboardInterrupt:
+            with store.impatient():
+                recover()
+            return False
+    for job in [*jobs.jobs]:
+        jobs.failed(job, DIED)
+    return True
+
+
+def _results(client: MlflowClient, planned: Sequence[Repeats], interrupted: bool) -> Table:
+    shown = ["val/acc", "test/acc"]
+    if any(item.config.trainer.tta for item in planned):
+        shown.append("test/acc_tta")
+    names = [f"{metric.replace('/', ' ').replace('_', ' ')}, mean ± std" for metric in shown]
+    table = Table("experiment", "n", *names, "time per run")
+    for item in planned:
+        with locks.store_lock():  # another command may have trained the same runs, and be here too
+            finished = summarise_repeats(client, item, interrupted)
+        accuracies = [
+            str(summarise(values)) if (values := [r.data.metrics[m] for r in finished if m in r.data.metrics]) else "-"
+            for m in shown
+        ]
+        seconds = [queries.history(client, run.info.run_id, "epoch_seconds").sum() for run in finished]
+        table.add_row(item.name, str(len(finished)), *accuracies, clock(np.mean(seconds)) if finished else "-")
+    return table
+
+
+def _by_dataset(planned: Sequence[Repeats]) -> dict[str, list[Repeats]]:
+    found: dict[str, list[Repeats]] = {}
+    for item in planned:
+        found.setdefault(item.dataset.name, []).append(item)
+    return found
+
+
+def _promote(client: MlflowClient, items: Sequence[Repeats]) -> list[str]:
+    """Make the best run on the data set of these repeats its champion; the lines that name it."""
+    dataset, experiment_id = items[0].dataset, items[0].parent.info.experiment_id
+    item = next((item for item in items if item.config.data.val_size), None)
+    if item is None:
+        return ["no images are held out (data.val_size = 0), so there is nothing to choose a best run by"]
+    ranking = queries.ranked_runs(client, experiment_id, item.tags["data_digest"], item.tags["split_digest"])
+    if not ranking:
+        return ["no run has finished, so there is no best run"]
+    best = ranking[0]
+    with locks.store_lock():
+        promoted = promotion.promote(client, best, dataset)
+    val, test = (f"{stage} acc {best.data.metrics[f'{stage}/acc']:.2%}" for stage in ("val", "test"))
+    line = f"best run: {best.info.run_name}, highest val acc of all on these images: {val}, {test}"
+    if not promoted:
+        return [line, f"the champion of {dataset.name} stays: it was chosen on other validation images"]
+    model = f"models:/{registry.model_name(client, dataset.name)}@{registry.ALIAS}"
+    return [line, f'use it: make predict MODEL={model} IMAGES="photos/*.jpg", or make serve MODEL={model}']

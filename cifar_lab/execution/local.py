@@ -1,0 +1,90 @@
+"""Worker processes of this machine for many runs, stopped together with what they run."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+
+import torch
+
+from cifar_lab.execution.worker import start_worker
+from cifar_lab.processes import PRELOAD, fork_server
+from cifar_lab.tracking.provenance import machine_tags
+from cifar_lab.training.hardware import check_devices, fast_precision, resolve_accelerator
+
+STOP_SECONDS = 15.0
+Submit = Callable[..., Future]
+
+
+class Pool:
+    """This machine: `jobs` runs at once, or as many as the cores hold; with GPUs one on each.
+
+    `accelerator`, `tags` (see machine_tags) and `precision` (see fast_precision) are those that runs have here.
+    """
+
+    def __init__(self, accelerator: str, jobs: int | None) -> None:
+        self.accelerator, self.jobs = resolve_accelerator(accelerator), jobs
+        self.tags, self.precision = machine_tags(self.accelerator), fast_precision(self.accelerator)
+
+    def at_once(self, devices: int, threads: int, count: int) -> int:
+        """How many of `count` runs are trained at once, each on so many devices with so many threads.
+
+        Raises UsageError if the devices are not here.
+        """
+        check_devices(self.accelerator, devices)
+        jobs = self.jobs
+        if jobs is None:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            places = {"cpu": cores // threads, "cuda": torch.cuda.device_count(), "mps": 1}[self.accelerator]
+            jobs = places // devices
+        return max(1, min(jobs, count))
+
+    @contextmanager
+    def open(self, *needs: int) -> Iterator[Submit]:
+        """Gives the function that submits a call to a worker process, with needs as of at_once; an error ends all."""
+        # a fork server's workers start at once, with all imports done; Metal does not survive a fork
+        context = multiprocessing.get_context("spawn") if self.accelerator == "mps" else fork_server(PRELOAD)
+        jobs, settings = self.at_once(*needs), context.SimpleQueue()
+        for worker in range(jobs):
+            settings.put(self._settings(worker, devices=needs[0]))
+        with ProcessPoolExecutor(jobs, context, start_worker, (settings,)) as pool:
+
+            def submit(*call: object) -> Future:
+                handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the driver to answer
+                try:
+                    return pool.submit(*call)
+                except (OSError, EOFError) as error:  # of a fork server that died meanwhile
+                    raise BrokenProcessPool("no worker process could be started") from error
+                finally:
+                    signal.signal(signal.SIGINT, handler)
+
+            try:
+                yield submit
+            except BaseException:
+                _stop(pool)
+                raise
+
+    def _settings(self, worker: int, devices: int) -> dict[str, str]:
+        """Environment variables of a worker: MLflow's as they are here, and which GPUs are its own."""
+        settings = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+        if self.accelerator == "cuda":
+            count = torch.cuda.device_count()
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            names = visible.split(",") if visible else [*map(str, range(count))]
+            settings["CUDA_VISIBLE_DEVICES"] = ",".join(names[(worker * devices + k) % count] for k in range(devices))
+        return settings
+
+
+def _stop(pool: Executor) -> None:
+    pool.shutdown(wait=False, cancel_futures=True)
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        worker.terminate()
+    deadline = time.monotonic() + STOP_SECONDS
+    for worker in workers:
+        worker.join(max(0, deadline - time.monotonic()))
+        worker.kill()

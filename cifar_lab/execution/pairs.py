@@ -1,0 +1,64 @@
+"""Is one classifier of all classes, or one for each pair of them coupled together, the better one?"""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+from mlflow.tracking import MlflowClient
+
+from cifar_lab.analysis.comparison import compare, summarise
+from cifar_lab.config import Config
+from cifar_lab.data.cache import Dataset
+from cifar_lab.errors import UsageError
+from cifar_lab.execution.cluster import Cluster
+from cifar_lab.execution.experiment import run_experiments
+from cifar_lab.execution.local import Pool
+from cifar_lab.execution.repeats import Repeats
+from cifar_lab.tracking import queries, store, summaries
+from cifar_lab.tracking.lookup import sample_of
+
+SHOWN = 5  # pairs
+
+
+def run_pairs(
+    configs: Mapping[str, Config],
+    seeds: Sequence[int],
+    dataset: Dataset,
+    fallback_reason: str,
+    workers: Pool | Cluster,
+) -> int:
+    """Train each of `configs` as it is and one-vs-one, track both, say which pairs are hard and which way is better."""
+    both = {}
+    for name, config in configs.items():
+        if config.model.one_vs_one:
+            raise UsageError(f"{name}: model.one_vs_one is what pairs adds; leave it out")
+        pairs = config.model.model_copy(update={"one_vs_one": True})
+        both |= {name: config, f"{name}-pairs": config.model_copy(update={"model": pairs})}
+    code, planned = run_experiments(both, seeds, dataset, fallback_reason, workers)
+    if code == 0:
+        client = store.connect()
+        for ordinary, pairwise in zip(planned[::2], planned[1::2], strict=True):
+            _print_answer(client, ordinary, pairwise)
+    return code
+
+
+def _print_answer(client: MlflowClient, ordinary: Repeats, pairwise: Repeats) -> None:
+    finished = queries.finished_runs(client, pairwise.parent)
+    accuracies = np.stack([summaries.load_pairs(client, run) for run in finished])
+    names = [f"{first} - {second}" for first, second in combinations(pairwise.dataset.classes, 2)]
+    title = f"{pairwise.name}, mean of {len(finished)} seeds"
+    summaries.log_pairs(client, pairwise.parent.info.run_id, accuracies.mean(axis=0), pairwise.dataset.classes, title)
+    order = np.argsort(accuracies.mean(axis=0))
+    print(f"\n{pairwise.name}: accuracy on the test images of the two classes, n = {len(finished)}")
+    for label, shown in ("hardest", order[:SHOWN]), ("easiest", order[: -SHOWN - 1 : -1]):
+        print(f"  {label}: " + "; ".join(f"{names[i]} {summarise(accuracies[:, i])}" for i in shown))
+    print(f"  all {len(names)}: {summaries.PAIRS} and its .png of the run {pairwise.parent.info.run_id}")
+    samples = [sample_of(client, item.parent, "test/acc", item.name) for item in (pairwise, ordinary)]
+    (difference,) = compare(samples)
+    each = ", ".join(f"{sample.name} {summarise(list(sample.values.values()))}" for sample in samples)
+    low, high = difference.ci
+    print(
+        f"test accuracy: {each}; difference {100 * difference.mean:+.2f} points, 95 % interval {100 * low:+.2f} to "
+        f"{100 * high:+.2f}, p = {difference.p:.3g}, n = {difference.n} "
+        f"{'paired' if difference.paired else 'each'}: {difference.verdict}"
+    )

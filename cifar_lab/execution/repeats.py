@@ -1,0 +1,114 @@
+"""Repeats over seeds: which runs are finished, which go on, which are missing; and what they give together."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from cifar_lab.config import Config
+from cifar_lab.data.cache import Dataset
+from cifar_lab.errors import UsageError
+from cifar_lab.files import is_whole
+from cifar_lab.tracking import lifecycle, places, queries, recovery, store, summaries, views
+from cifar_lab.tracking.provenance import run_tags
+from cifar_lab.tracking.recovery import end_dead_runs
+
+METRICS = ("val/acc", "val/loss", "test/acc", "test/acc_tta", "test/loss")
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """One experiment file's runs: their parent in the store, the seeds asked for, all that finished before."""
+
+    name: str
+    config: Config
+    dataset: Dataset
+    parent: Run
+    seeds: tuple[int, ...]
+    finished: tuple[Run, ...]
+    unfinished: tuple[Run, ...]
+    tags: Mapping[str, str]  # that a run started now would carry
+
+    @property
+    def missing(self) -> list[int]:
+        """The seeds asked for that no run has finished."""
+        done = {int(run.data.tags["seed"]) for run in self.finished}
+        return [seed for seed in self.seeds if seed not in done]
+
+    @property
+    def continuing(self) -> list[int]:
+        """The missing seeds of which an unfinished run goes on."""
+        able = {int(run.data.tags["seed"]) for run in self.unfinished if recovery.can_continue(run, self.tags)}
+        return [seed for seed in self.missing if seed in able]
+
+    @property
+    def damaged(self) -> list[str]:
+        """Names of the runs that can't go on because their checkpoint is damaged."""
+        checkpoints = {run.info.run_name: places.checkpoint_of(run.info.run_id) for run in self.unfinished}
+        return [name for name, checkpoint in checkpoints.items() if checkpoint.exists() and not is_whole(checkpoint)]
+
+    @property
+    def differences(self) -> list[str]:
+        """Which parts of the environment changed since runs that finished, or can't go on, were trained."""
+        anew = [run for run in self.unfinished if int(run.data.tags["seed"]) in {*self.missing} - {*self.continuing}]
+        found = {name for run in [*self.finished, *anew] for name in recovery.changed_environment(run, self.tags)}
+        return [name for name in recovery.ENVIRONMENT.values() if name in found]
+
+
+def plan(
+    client: MlflowClient,
+    configs: Mapping[str, Config],
+    seeds: Sequence[int],
+    datasets: Mapping[str, Dataset],
+    machine: Mapping[str, str],
+) -> list[Repeats]:
+    """The repeats that `configs` and `seeds` ask for on their `datasets`; a config that never ran gets its parent run.
+
+    machine: tags of what trains them (see Pool).
+    Raises UsageError, before anything is written, if a split is impossible or two configs are the same.
+    """
+    tags = {name: run_tags(name, config, datasets[name], machine) for name, config in configs.items()}
+    if len({tag["config_hash"] for tag in tags.values()}) < len(tags):
+        raise UsageError(f"two of the experiments {', '.join(configs)} are the same: no setting differs")
+    repeats = []
+    for name, config in configs.items():
+        dataset = datasets[name]
+        experiment_id = store.open_experiment(client, dataset.name)
+        views.save_views(client, experiment_id)
+        end_dead_runs(client, experiment_id, tags[name])
+        parent = lifecycle.open_parent(client, experiment_id, name, config, dataset, tags[name])
+        finished, unfinished = queries.finished_runs(client, parent), queries.unfinished_runs(client, parent)
+        for run in finished:
+            shutil.rmtree(places.checkpoint_of(run.info.run_id).parent, ignore_errors=True)
+        repeats.append(
+            Repeats(name, config, dataset, parent, tuple(seeds), tuple(finished), tuple(unfinished), tags[name])
+        )
+    return repeats
+
+
+def summarise_repeats(client: MlflowClient, repeats: Repeats, interrupted: bool) -> list[Run]:
+    """The finished runs of all seeds; if they are news, logs their statistics to the parent and ends it."""
+    finished = queries.finished_runs(client, repeats.parent)
+    parent = client.get_run(repeats.parent.info.run_id)
+    if parent.info.status == "FINISHED" and not repeats.missing and parent.data.metrics.get("n") == len(finished):
+        return finished
+    if finished and not interrupted:
+        logged = [metric for metric in METRICS if metric in finished[0].data.metrics]
+        values = {m: {int(run.data.tags["seed"]): run.data.metrics[m] for run in finished} for m in logged}
+        each = [queries.curves(client, run.info.run_id) for run in finished]
+        curves = {
+            stage: {metric: np.stack([curve[stage][metric] for curve in each]) for metric in ("loss", "acc")}
+            for stage in each[0]
+        }
+        ended = max(run.info.end_time for run in finished)
+        for point in client.get_metric_history(parent.info.run_id, "n"):
+            if point.value != len(finished):  # of runs deleted since: the new points have to be the later ones
+                ended = max(ended, point.timestamp + 1)
+        losses = summaries.train_loss(repeats.config.optim.label_smoothing, repeats.config.model.one_vs_one)
+        summaries.log_repeats(client, parent.info.run_id, values, curves, losses, ended)
+    complete = {int(run.data.tags["seed"]) for run in finished}.issuperset(repeats.seeds)
+    lifecycle.mark(client, parent.info.run_id, "FINISHED" if complete else "KILLED" if interrupted else "FAILED")
+    return finished

@@ -1,0 +1,80 @@
+"""What a sweep searches: an experiment file, fixed overrides, and ranges of other settings."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from cifar_lab.config import Config, parse_config, read_experiment
+from cifar_lab.errors import UsageError
+
+RANGE = re.compile(r"([^=]+)=\s*(\S+?)\.\.([^:\s]+)(:log)?\s*")
+
+
+@dataclass(frozen=True)
+class Range:
+    """From `low` to `high`, both included, both int or both float; with `log` uniform in the logarithm."""
+
+    low: float
+    high: float
+    log: bool
+
+    def __str__(self) -> str:
+        return f"{self.low}..{self.high}{':log' if self.log else ''}"
+
+
+@dataclass(frozen=True)
+class Space:
+    """The experiment `name`, its file's `text` as it was at the start, `fixed` overrides, and `ranges` to search."""
+
+    name: str
+    file: str
+    text: str
+    fixed: tuple[str, ...]
+    ranges: Mapping[str, Range]
+
+    def config(self, settings: Mapping[str, float]) -> Config:
+        """The experiment with some settings. Raises UsageError if it does not allow them."""
+        return parse_config(
+            self.text, self.file, [*self.fixed, *(f"{key}={value!r}" for key, value in settings.items())]
+        )
+
+    def study_name(self, config_hash: str) -> str:
+        """The same for the same search on the same images."""
+        ranges = sorted((key, str(value)) for key, value in self.ranges.items())
+        return f"{self.name}-{hashlib.sha256(json.dumps([ranges, config_hash]).encode()).hexdigest()[:6]}"
+
+    def __str__(self) -> str:
+        return ", ".join(f"{key} {value}" for key, value in self.ranges.items())
+
+
+def parse_space(name: str, file: str, overrides: Sequence[str]) -> Space:
+    """Of `overrides` those with `low..high` or `low..high:log` are ranges, of whole numbers where both ends are.
+
+    Raises UsageError: no range, a wrong one, or ends that the experiment does not allow.
+    """
+    ranges, fixed = {}, []
+    for override in overrides:
+        if match := RANGE.fullmatch(override):
+            key, low, high, log = match.groups()
+            ranges[key.strip()] = _range(override, low, high, bool(log))
+        else:
+            fixed.append(override)
+    if not ranges:
+        raise UsageError("nothing to search; give a range, such as --set optim.learning_rate=0.05..0.5:log")
+    text, path = read_experiment(file)
+    space = Space(name, path, text, tuple(fixed), ranges)
+    for end in ("low", "high"):
+        space.config({key: getattr(value, end) for key, value in ranges.items()})
+    return space
+
+
+def _range(text: str, low: str, high: str, log: bool) -> Range:
+    for number in (int, float):
+        with suppress(ValueError):
+            ends = number(low), number(high)
+            if float("-inf") < ends[0] < ends[1] < float("inf") and (ends[0] > 0 or not log):
+                return Range(*ends, log)
+    raise UsageError(f"--set {text}: write section.key=low..high with low below high; with :log both above 0")

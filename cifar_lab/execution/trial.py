@@ -1,0 +1,47 @@
+"""Trials of a sweep: where Optuna keeps them, and how one is cut short where there is no hope."""
+
+import optuna
+from pytorch_lightning import Callback, LightningModule, Trainer
+from sqlalchemy.exc import SQLAlchemyError
+
+from cifar_lab.errors import UserError
+from cifar_lab.tracking import places
+
+DATABASE = "optuna.db"
+FIRST_TRIALS = 5  # before a median means something
+
+
+def open_study(name: str) -> optuna.Study:
+    """The study of a sweep, made if it is not there, in Optuna's own database beside `mlflow.db`.
+
+    Raises UserError if that can't be used.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    options, file = {"connect_args": {"timeout": 20}}, places.home() / DATABASE
+    try:
+        return optuna.create_study(
+            storage=optuna.storages.RDBStorage(f"sqlite:///{file}", engine_kwargs=options),
+            study_name=name,
+            direction="maximize",
+            load_if_exists=True,
+            pruner=optuna.pruners.MedianPruner(FIRST_TRIALS, n_min_trials=FIRST_TRIALS),
+        )
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
+        reason = str(error.__cause__ or error).partition("\n")[0]
+        raise UserError(f"the trials in {file} can't be read ({reason}); move it away to begin anew") from None
+
+
+class Prune(Callback):
+    """Tells Optuna every epoch's val/acc, and ends the training after one that is below the median of the others."""
+
+    def __init__(self, name: str, number: int) -> None:
+        study = open_study(name)
+        trial = study.trials[number]
+        self.trial, self.told = optuna.Trial(study, trial._trial_id), trial.intermediate_values
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        completed = trainer.current_epoch + 1
+        if completed not in self.told:  # before the worker died
+            self.trial.report(float(trainer.callback_metrics["val/acc"]), completed)
+        if completed < trainer.max_epochs and self.trial.should_prune():
+            trainer.should_stop = True

@@ -1,0 +1,63 @@
+"""Files that appear whole or not at all, and their digests."""
+
+import hashlib
+import os
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from cifar_lab.errors import DataError
+
+
+@contextmanager
+def atomic_write(target: Path) -> Iterator[Path]:
+    """A path beside `target` to write a file or folder at: becomes `target` if the block succeeds, else is removed.
+
+    A file is on the disk before it replaces another: a power cut leaves the old one or the new one. A folder that
+    another process put at `target` meanwhile is kept. Raises DataError if it can't be written.
+    """
+    path = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove(path)  # of a killed process that had this number
+        yield path
+        if path.is_file():
+            _flush(path)
+        if not (path.is_dir() and target.is_dir()):
+            os.replace(path, target)
+            with suppress(OSError):  # not every file system can
+                _flush(target.parent)
+    except OSError as error:
+        raise DataError(f"cannot write {target}: {error.strerror or f'{error}; is the disk full?'}") from None
+    finally:
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint is what was written: torch's files are zip archives, which hold a CRC-32 of every record."""
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError):
+        return False

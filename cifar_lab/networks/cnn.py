@@ -1,0 +1,66 @@
+"""A convolutional network for small images."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cifar_lab.training.classifier import Classifier
+
+HEAD_SCALE = 30  # makes one learning rate suit the weights of the head and the shifts of batch norm
+
+
+class CNN(Classifier):
+    """Whitened 2x2 patches, three blocks of `depth` 3x3 convolutions that each halve the image, the maximum, a head.
+
+    The first layer is fixed (see whitening_filters); a block's filters begin as the identity of their first inputs;
+    batch norm shifts but does not scale. After Keller Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024,
+    arXiv 2404.00498.
+    """
+
+    def __init__(self, *common: Any, directions: int, widths: tuple[int, int, int], depth: int) -> None:
+        super().__init__(*common)
+        self.register_buffer("whitening", torch.zeros(2 * directions, 3, 2, 2))
+        layers: list[nn.Module] = []
+        before = 2 * directions
+        for width in widths:
+            layers += [identity_convolution(before, width), nn.MaxPool2d(2), shift_norm(width), nn.SiLU()]
+            for _ in range(depth - 1):
+                layers += [identity_convolution(width, width), shift_norm(width), nn.SiLU()]
+            before = width
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(before, self.outputs, bias=False)
+        nn.init.normal_(self.head.weight)
+        self.to(memory_format=torch.channels_last)
+
+    def scores(self, images: Tensor) -> Tensor:
+        x = self.normalise(images).permute(0, 3, 1, 2)
+        x = F.silu(F.conv2d(x, self.whitening))
+        return self.head(self.features(x).amax((2, 3))) / HEAD_SCALE
+
+
+def identity_convolution(before: int, after: int) -> nn.Conv2d:
+    """A 3x3 convolution whose first `before` outputs are its inputs."""
+    convolution = nn.Conv2d(before, after, 3, padding=1, bias=False)
+    nn.init.dirac_(convolution.weight.data[:before])
+    return convolution
+
+
+def shift_norm(channels: int) -> nn.BatchNorm2d:
+    """Batch norm that only shifts."""
+    norm = nn.BatchNorm2d(channels)
+    norm.weight.requires_grad_(False)
+    return norm
+
+
+def whitening_filters(images: Tensor, directions: int = 12, eps: float = 5e-4) -> Tensor:
+    """Filters whose responses to 2x2 patches of `images`, (n, 3, height, width), are uncorrelated and of equal size.
+
+    (2 directions, 3, 2, 2) float32: the eigenvectors of the patches' second moments by falling eigenvalue, each over
+    the root of its eigenvalue plus `eps`; then their negatives.
+    """
+    patches = images.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)
+    values, vectors = torch.linalg.eigh((patches.T @ patches / len(patches)).double())
+    filters = (vectors / (values + eps).sqrt()).T.flip(0)[:directions].float().reshape(-1, 3, 2, 2)
+    return torch.cat([filters, -filters])

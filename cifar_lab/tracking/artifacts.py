@@ -1,0 +1,56 @@
+"""Texts among a run's artifacts: logged with their digests, read back only if they are what was logged."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from cifar_lab.errors import UserError
+
+DIGESTS = "digests"  # tag with the digest of each text, by path
+
+
+def log_texts(client: MlflowClient, run_id: str, texts: Mapping[str, str]) -> None:
+    """Log texts by their paths."""
+    digests = _digests(client.get_run(run_id))
+    for path, text in texts.items():
+        client.log_text(run_id, text, path)
+        digests[path] = _digest(text)
+    client.set_tag(run_id, DIGESTS, json.dumps(digests))
+
+
+def load_text(client: MlflowClient, run: Run, path: str) -> str:
+    """A text that log_texts logged. Raises UserError if it is gone or damaged."""
+    with downloaded(client, run, path) as file:
+        text = file.read_bytes().decode(errors="replace")
+    if _digests(run).get(path, _digest(text)) != _digest(text):
+        raise UserError(f"the artifact {path} of {run.info.run_name} ({run.info.run_id}) is damaged")
+    return text
+
+
+@contextmanager
+def downloaded(client: MlflowClient, run: Run, path: str) -> Iterator[Path]:
+    """The local file of an artifact. Raises UserError if it can't be had."""
+    with TemporaryDirectory() as folder:
+        try:
+            file = Path(client.download_artifacts(run.info.run_id, path, folder))
+        except (MlflowException, OSError):
+            raise UserError(f"the artifact {path} of {run.info.run_name} ({run.info.run_id}) is gone") from None
+        yield file
+
+
+def _digests(run: Run) -> dict[str, str]:
+    try:
+        return dict(json.loads(run.data.tags.get(DIGESTS, "{}")))
+    except ValueError:
+        return {}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,114 @@
+"""What is written of parent and child runs: parameters, metrics, tags, artifacts, and how they end."""
+
+import json
+import os
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+from mlflow.entities import Dataset as DatasetEntity
+from mlflow.entities import DatasetInput, InputTag, Param, Run
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from cifar_lab.config import Config
+from cifar_lab.data.cache import Dataset
+from cifar_lab.tracking import queries
+from cifar_lab.tracking.artifacts import log_texts
+from cifar_lab.tracking.store import explain, impatient
+
+ERROR = "error.txt"  # artifact with the traceback of a failed run
+
+
+def open_parent(
+    client: MlflowClient, experiment_id: str, name: str, config: Config, dataset: Dataset, tags: Mapping[str, str]
+) -> Run:
+    """The run that holds the statistics over the seeds of a config; a new one if the config never ran."""
+    run = queries.find_parent(client, experiment_id, tags["config_hash"])
+    if run is None:
+        run = create_run(client, experiment_id, name, {**tags, "kind": "repeats"})
+    _describe(client, run.info.run_id, config.flat(), config, dataset)
+    return client.get_run(run.info.run_id)
+
+
+def open_sweep(
+    client: MlflowClient,
+    experiment_id: str,
+    tags: Mapping[str, str],
+    base: Config,
+    dataset: Dataset,
+    ranges: Mapping[str, object],
+) -> Run:
+    """The run that holds the trials of a sweep, named after its study; its parameters say what is searched."""
+    run = queries.find_sweep(client, experiment_id, tags["study"])
+    if run is None:
+        run = create_run(client, experiment_id, tags["study"], {**tags, "kind": "sweep"})
+    _describe(client, run.info.run_id, {**base.flat(), **ranges}, base, dataset)
+    return client.get_run(run.info.run_id)
+
+
+def tag_pruned(client: MlflowClient, run_id: str) -> None:
+    """Say of a trial that it was cut short."""
+    client.set_tag(run_id, "pruned", "true")
+
+
+def _describe(
+    client: MlflowClient, run_id: str, parameters: Mapping[str, object], config: Config, dataset: Dataset
+) -> None:
+    """Log what goes into a run. To be done for the parent first: MLflow fails if two runs name new images at once."""
+    client.log_batch(run_id, params=[Param(key, str(value)) for key, value in parameters.items()])
+    log_texts(client, run_id, {"config.toml": config.toml()})
+    client.log_inputs(run_id, _inputs(dataset))
+
+
+def create_run(client: MlflowClient, experiment_id: str, name: str, tags: Mapping[str, str]) -> Run:
+    """A new run, and one only, however often the line to the server breaks."""
+    run = client.create_run(experiment_id, run_name=name, tags=dict(tags))
+    for twin in queries.duplicates(client, run):  # MLflow repeats a call whose answer was lost
+        client.delete_run(twin.info.run_id)
+    return run
+
+
+@contextmanager
+def run_lifecycle(client: MlflowClient, run: Run, config: Config, dataset: Dataset) -> Iterator[str]:
+    """A run that starts or goes on; ends FINISHED, or KILLED by a signal, or FAILED with the reason in tag `error`."""
+    run_id = run.info.run_id
+    try:
+        client.update_run(run_id, "RUNNING")
+        if "error" in run.data.tags:
+            client.delete_tag(run_id, "error")
+        _describe(client, run_id, {**config.flat(), "seed": run.data.tags["seed"]}, config, dataset)
+        yield run_id
+    except BaseException as error:
+        with suppress(MlflowException, OSError), impatient():  # what stopped the run may stop this too
+            stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+            client.set_terminated(run_id, "KILLED" if stopped else "FAILED")
+            if not stopped:
+                client.set_tag(run_id, "error", explain(error) or f"{type(error).__name__}: {error}")
+            if not (stopped or explain(error)):
+                client.log_text(run_id, traceback.format_exc(), ERROR)
+                error.add_note(ERROR)
+        raise
+    os.sync()  # after a power cut, what is marked as finished has its artifacts
+    client.set_terminated(run_id, "FINISHED")
+
+
+def _inputs(dataset: Dataset) -> list[DatasetInput]:
+    return [
+        DatasetInput(
+            DatasetEntity(
+                name=f"{dataset.name}-{split}",
+                digest=dataset.digest[:32],
+                source_type="images",
+                source=json.dumps({"title": dataset.title}),
+                profile=json.dumps({"images": len(dataset.labels[split]), "classes": len(dataset.classes)}),
+            ),
+            [InputTag("mlflow.data.context", context)],
+        )
+        for split, context in (("train", "training"), ("test", "test"))
+    ]
+
+
+def mark(client: MlflowClient, run_id: str, status: str) -> None:
+    """Give a run its status: RUNNING, or with the present as its end FINISHED, FAILED or KILLED."""
+    (client.update_run if status == "RUNNING" else client.set_terminated)(run_id, status)

@@ -1,0 +1,53 @@
+"""What a tracked run was trained from, and what came out of it: config, images, class names, network."""
+
+from pathlib import Path
+
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from cifar_lab.config import Config, parse_config
+from cifar_lab.data.cache import Dataset, find_cached, load_dataset
+from cifar_lab.data.selection import select
+from cifar_lab.errors import UserError
+from cifar_lab.networks.build import Probabilities, make_network
+from cifar_lab.tracking import store
+from cifar_lab.tracking.artifacts import downloaded, load_text
+from cifar_lab.tracking.summaries import load_confusion
+from cifar_lab.training.checkpoints import load_checkpoint, weights_digest
+
+
+def config_of(client: MlflowClient, run: Run) -> Config:
+    """The tracked config of a run."""
+    text = load_text(client, run, "config.toml")
+    return parse_config(text, f"config.toml of {run.info.run_name} ({run.info.run_id})")
+
+
+def dataset_of(client: MlflowClient, run: Run, data_dir: Path | None = None) -> Dataset:
+    """The images of a run, from the cache, else found anew. Raises UserError if only others are found."""
+    digest = run.data.tags["data_digest"]
+    dataset = None if data_dir else find_cached(digest)
+    if dataset is None:
+        name = store.dataset_name(client, run.info.experiment_id).partition("-")[0]
+        dataset, _ = load_dataset(name, data_dir)
+    if not dataset.digest.startswith(digest):
+        place = data_dir or "what is found here"
+        raise UserError(
+            f"{run.info.run_name} was trained on other images (digest {digest[:12]}) than {place} has: "
+            f"{dataset.title} (digest {dataset.digest[:12]})"
+        )
+    return select(dataset, config_of(client, run).data)
+
+
+def network_of(client: MlflowClient, run: Run) -> Probabilities:
+    """The trained network of a finished run, from its last checkpoint, on the CPU. Raises UserError."""
+    config = config_of(client, run)
+    with downloaded(client, run, "checkpoints/last.ckpt") as file:
+        checkpoint = load_checkpoint(file, f"the checkpoint of {run.info.run_name} ({run.info.run_id})")
+    network = make_network(config, len(load_confusion(client, run)[0]))
+    try:
+        network.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError:
+        raise UserError(f"the model of {run.info.run_name} ({run.info.run_id}) was made by other code") from None
+    if weights_digest(network) != run.data.tags.get("weights_digest"):
+        raise UserError(f"the checkpoint of {run.info.run_name} ({run.info.run_id}) has not the weights of its run")
+    return Probabilities(network, config.data.sides[-1]).eval()

@@ -1,0 +1,88 @@
+"""Which process may do what, and which folder is whose."""
+
+import hashlib
+import json
+import platform
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+
+from cifar_lab.files import atomic_write
+from cifar_lab.tracking.places import (
+    CHECKPOINTS,
+    DATABASE,
+    home,
+)
+
+
+@contextmanager
+def claimed(tags: Mapping[str, str], timeout: float = 0) -> Iterator[None]:
+    """Held by the process that trains the run with these tags; free as soon as that process ends, however.
+
+    Raises filelock.Timeout if another process has it.
+    """
+    trial = f"-trial{tags['trial']}" if "trial" in tags else ""  # of a sweep, whose trials may be the same
+    lock = _lock(f"{tags['config_hash']}-seed{tags['seed']}{trial}")
+    with lock.acquire(timeout):
+        try:
+            yield
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)  # who waits for it finds it gone, and makes another
+
+
+def claim_study(name: str) -> FileLock:
+    """To be held by the process that runs the sweep of this name."""
+    return _lock(hashlib.sha256(name.encode()).hexdigest()[:16])
+
+
+def claim_cluster() -> FileLock:
+    """To be held by the process that has this folder's runs trained on a cluster."""
+    return _lock("cluster")
+
+
+def folder_id() -> str:
+    """What marks this folder's runs, so that it knows them again on a server that others use too.
+
+    A folder that was moved stays the same; a copy is another one, as is one that comes from another machine.
+    """
+    file = home() / CHECKPOINTS / "folder_id"
+    here = {"place": str(file), "machine": platform.node()}
+    with _lock("folder"):
+        known = _read_folder_id(file)
+        copied = known.get("machine", here["machine"]) != here["machine"] or (
+            known.get("place", str(file)) != str(file)
+            and _read_folder_id(Path(known["place"])).get("id") == known.get("id")
+        )
+        if copied or not re.fullmatch("[0-9a-f]{32}", known.get("id", "")):
+            known = {"id": uuid.uuid4().hex}
+        if known != (now := {"id": known["id"], **here}):
+            with atomic_write(file) as path:
+                path.write_text(json.dumps(now))
+    return known["id"]
+
+
+def _read_folder_id(file: Path) -> dict[str, str]:
+    """What folder_id wrote; nothing where that is gone or damaged."""
+    try:
+        text = file.read_text()
+    except (OSError, ValueError):
+        return {}
+    try:
+        return {key: str(value) for key, value in json.loads(text).items()}
+    except (ValueError, AttributeError):
+        return {"id": text.strip()}  # all that earlier versions wrote
+
+
+def _lock(name: str) -> FileLock:
+    folder = home() / CHECKPOINTS
+    folder.mkdir(exist_ok=True)
+    return FileLock(folder / f"{name}.lock")
+
+
+def store_lock() -> FileLock:
+    """To be held while the database, experiments, parent runs or the champion are looked up and made or changed."""
+    return FileLock(home() / f"{DATABASE}.lock")

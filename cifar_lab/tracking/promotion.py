@@ -1,0 +1,81 @@
+"""The best run's model in the registry."""
+
+import warnings
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow.entities import LoggedModelOutput, Run
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.models.model import MLMODEL_FILE_NAME
+from mlflow.tracking import MlflowClient
+from mlflow.types import Schema, TensorSpec
+
+from cifar_lab.data.cache import Dataset
+from cifar_lab.tracking import registry
+from cifar_lab.tracking.load import network_of
+from cifar_lab.tracking.registry import ON_CPU, find_champion, model_digest, model_name
+from cifar_lab.tracking.store import DATASET
+
+
+def promote(client: MlflowClient, best: Run, dataset: Dataset) -> bool:
+    """Tag `best` as the best of the runs with its images and split, and make its model the champion of its data set.
+
+    False, and no new champion, if the present one was chosen on other validation images: they can't be compared.
+    """
+    same = {tag: best.data.tags[tag] for tag in ("data_digest", "split_digest")}
+    name = model_name(client, dataset.name)
+    champion = find_champion(client, name)
+    comparable = champion is None or same.items() <= champion.data.tags.items()
+    if comparable and (champion is None or champion.info.run_id != best.info.run_id):
+        client.set_registered_model_alias(name, registry.ALIAS, register_model(client, best, dataset, name))
+    for run in client.search_runs([best.info.experiment_id], "tags.best = 'true'"):
+        if run.info.run_id != best.info.run_id and same.items() <= run.data.tags.items():
+            client.delete_tag(run.info.run_id, "best")
+    client.set_tag(best.info.run_id, "best", "true")
+    return comparable
+
+
+class _OnCPU:
+    """MLflow's flavor for torch, for weights that stay on the CPU: by itself it takes CUDA where there is some."""
+
+    @staticmethod
+    def save_model(path: str, mlflow_model: Model, **options: Any) -> None:
+        mlflow.pytorch.save_model(path=path, mlflow_model=mlflow_model, **options)
+        mlflow_model.flavors["python_function"]["config"] = ON_CPU
+        mlflow_model.metadata["digest"] = model_digest(Path(path))
+        mlflow_model.save(f"{path}/{MLMODEL_FILE_NAME}")
+
+
+def register_model(client: MlflowClient, run: Run, dataset: Dataset, name: str) -> str:
+    """Log the model of a run (torch.export's format, no pickle), register it as `name`; returns its version.
+
+    It takes (n, 32, 32, 3) uint8 images and gives (n, classes) float32 probabilities.
+    """
+    model = network_of(client, run)
+    tags = {"mlflow.user": "-", "mlflow.source.name": run.data.tags["mlflow.source.name"]}  # not the login and a path
+    logged = client.create_logged_model(run.info.experiment_id, "model", run.info.run_id, tags)
+    warnings.filterwarnings("ignore", message="No complete tensor found in the group")  # torch.export's own bookkeeping
+    Model.log(
+        None,
+        _OnCPU,
+        name="model",
+        model_id=logged.model_id,
+        pytorch_model=model,
+        input_example=dataset.images["test"][:2].copy(),  # two: of one, torch.export would fix the batch size
+        signature=ModelSignature(
+            Schema([TensorSpec(np.dtype(np.uint8), (-1, 32, 32, 3))]),
+            Schema([TensorSpec(np.dtype(np.float32), (-1, len(dataset.classes)))]),
+        ),
+        metadata={"classes": list(dataset.classes)},
+        pip_requirements=[f"{package}=={version(package)}" for package in ("mlflow", "torch", "numpy")],
+    )
+    client.log_outputs(run.info.run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    with suppress(MlflowException):  # there is one already
+        client.create_registered_model(name, {DATASET: dataset.name})
+    source = f"models:/{logged.model_id}"
+    return client.create_model_version(name, source, run.info.run_id, model_id=logged.model_id).version

@@ -1,0 +1,158 @@
+"""What is read back from MLflow: runs, their histories, which are finished, which is best."""
+
+import functools
+import logging
+import re
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from cifar_lab.errors import UserError, printable
+
+PAGE = 1000
+# Tags without which a run can't be told from others, by its kind.
+CONFIG = ("config_hash", "data_digest", "split_digest", "experiment")
+TAGS = {
+    "run": (*CONFIG, "seed"),
+    "reproduction": (*CONFIG, "seed"),
+    "trial": (*CONFIG, "seed", "trial"),
+    "repeats": CONFIG,
+    "sweep": (*CONFIG, "study"),
+}
+
+
+def _search(
+    client: MlflowClient, experiment_id: str, condition: str, order_by: list[str] | None = None
+) -> Iterator[Run]:
+    """What fulfils a condition of MLflow's search, but for runs that were not made by cifar_lab, or edited since."""
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], condition, max_results=PAGE, order_by=order_by, page_token=token)
+        for run in page:
+            if fault := _fault(run.data.tags):
+                _leave_out(run.info.run_name, run.info.run_id, fault)
+            else:
+                yield run
+        token = page.token
+        if not token:
+            return
+
+
+def _fault(tags: Mapping[str, str]) -> str:
+    """What is wrong with the tags of a run, which anybody can edit; "" for nothing."""
+    kind = tags.get("kind")
+    if kind not in TAGS:
+        return "it was not made by cifar_lab"
+    if missing := [tag for tag in TAGS[kind] if not tags.get(tag)]:
+        return f"it has no tag {missing[0]}"
+    wrong = [tag for tag in ("seed", "trial") if tag in TAGS[kind] and not re.fullmatch("[0-9]{1,18}", tags[tag])]
+    return f"its tag {wrong[0]} is {tags[wrong[0]]!r}" if wrong else ""
+
+
+@functools.cache  # of several searches that find it the first one names it
+def _leave_out(name: str, run_id: str, fault: str) -> None:
+    logging.getLogger("cifar_lab").warning("run %s (%s) is left out: %s", printable(name), run_id, fault)
+
+
+def find_run(client: MlflowClient, prefix: str) -> Run:
+    """The run whose id begins with `prefix`. Raises UserError if there is none, or more than one."""
+    found = _anywhere(client, f"attributes.run_id LIKE '{prefix}%'") if re.fullmatch("[0-9a-f]{1,32}", prefix) else []
+    if not found:
+        raise UserError(f"no run has an id that begins with {prefix}; make best and make ui show ids")
+    if len(found) > 1:
+        raise UserError(f"{len(found)} runs have ids that begin with {prefix}; give more of it")
+    return found[0]
+
+
+def _anywhere(client: MlflowClient, condition: str) -> list[Run]:
+    return [run for e in client.search_experiments() for run in _search(client, e.experiment_id, condition)]
+
+
+def find_parents(client: MlflowClient, name: str) -> list[Run]:
+    """The runs that hold repeats, of all data sets, by experiment name, config hash or beginning of the run id."""
+    parents = _anywhere(client, "tags.kind = 'repeats'")
+    found = [run for run in parents if name in (run.data.tags["experiment"], run.data.tags["config_hash"])]
+    return found or [run for run in parents if run.info.run_id.startswith(name)]
+
+
+def find_sweep(client: MlflowClient, experiment_id: str, study: str) -> Run | None:
+    """The run that holds the trials of a sweep, if it was ever started."""
+    sweeps = _search(client, experiment_id, "tags.kind = 'sweep'")  # a quote in the name would end the condition
+    return next((run for run in sweeps if run.data.tags["study"] == study), None)
+
+
+def find_parent(client: MlflowClient, experiment_id: str, config_hash: str) -> Run | None:
+    """The run that holds the repeats of a config, if it was ever started."""
+    condition = f"tags.kind = 'repeats' and tags.config_hash = '{config_hash}'"
+    return next(_search(client, experiment_id, condition, ["attributes.start_time ASC"]), None)
+
+
+def children(client: MlflowClient, parent: Run, *conditions: str) -> list[Run]:
+    """The runs under `parent` that fulfil some conditions of MLflow's search, by their start."""
+    condition = " and ".join([f"tags.mlflow.parentRunId = '{parent.info.run_id}'", *conditions])
+    return list(_search(client, parent.info.experiment_id, condition, ["attributes.start_time ASC"]))
+
+
+def duplicates(client: MlflowClient, run: Run) -> list[Run]:
+    """What else the call that created `run` has created: all that was given is the same, to the millisecond."""
+    found = _search(client, run.info.experiment_id, f"attributes.start_time = {run.info.start_time}")
+    return [twin for twin in found if twin.data.tags == run.data.tags and twin.info.run_id != run.info.run_id]
+
+
+def finished_runs(client: MlflowClient, parent: Run) -> list[Run]:
+    """The finished runs under `parent`, by seed; of several of one seed the first."""
+    by_seed: dict[int, Run] = {}
+    for run in children(client, parent, "attributes.status = 'FINISHED'"):
+        by_seed.setdefault(int(run.data.tags["seed"]), run)
+    return [by_seed[seed] for seed in sorted(by_seed)]
+
+
+def unfinished_runs(client: MlflowClient, parent: Run) -> list[Run]:
+    """The runs under `parent` that are not finished, by their start."""
+    return children(client, parent, "attributes.status != 'FINISHED'")
+
+
+def running_runs(client: MlflowClient, experiment_id: str) -> list[Run]:
+    """The runs, reproductions and trials that are marked as running."""
+    kinds = ("run", "reproduction", "trial")
+    running = "attributes.status = 'RUNNING'"
+    return [run for k in kinds for run in _search(client, experiment_id, f"tags.kind = '{k}' and {running}")]
+
+
+def ranked_runs(client: MlflowClient, experiment_id: str, data_digest: str, split_digest: str) -> list[Run]:
+    """The finished runs on the same images: highest val/acc first, then lower val/loss, then earlier start."""
+    same = f"tags.data_digest = '{data_digest}' and tags.split_digest = '{split_digest}'"
+    condition = f"tags.kind = 'run' and attributes.status = 'FINISHED' and {same} and metrics.`val/acc` <= 1"
+    order = ["metrics.`val/acc` DESC", "metrics.`val/loss` ASC", "attributes.start_time ASC"]
+    return list(_search(client, experiment_id, condition, order))
+
+
+def rank(run: Run) -> tuple[float, float, int]:
+    """What the best run has the lowest of, as ranked_runs orders them."""
+    return -run.data.metrics["val/acc"], run.data.metrics["val/loss"], run.info.start_time
+
+
+def splits(client: MlflowClient, experiment_id: str) -> list[tuple[str, str]]:
+    """The data and split digests of the finished runs."""
+    finished = _search(client, experiment_id, "tags.kind = 'run' and attributes.status = 'FINISHED'")
+    return sorted({(run.data.tags["data_digest"], run.data.tags["split_digest"]) for run in finished})
+
+
+def history(client: MlflowClient, run_id: str, metric: str) -> np.ndarray:
+    """A metric's values by completed epoch, (epochs,); of a step logged twice, the later value."""
+    by_step = {
+        point.step: point.value
+        for point in sorted(client.get_metric_history(run_id, metric), key=lambda point: point.timestamp)
+    }
+    return np.array([by_step[step] for step in sorted(by_step)])
+
+
+def curves(client: MlflowClient, run_id: str) -> dict[str, dict[str, np.ndarray]]:
+    """`curves["train"]["loss"]` and so on, each (epochs,); without "val" if no images were held out."""
+    found = {
+        stage: {metric: history(client, run_id, f"{stage}/{metric}") for metric in ("loss", "acc")}
+        for stage in ("train", "val")
+    }
+    return {stage: metrics for stage, metrics in found.items() if len(metrics["acc"])}

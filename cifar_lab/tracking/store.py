@@ -1,0 +1,190 @@
+"""Where the runs are kept: `mlflow.db` and `mlruns/` in the current directory, or the server of MLFLOW_TRACKING_URI.
+
+Beside the database, or here, `checkpoints/`: the last checkpoint of each unfinished run, and locks of those who train.
+"""
+
+import logging
+import os
+import re
+import sqlite3
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from requests import RequestException
+
+from cifar_lab.errors import UserError, disk_trouble
+from cifar_lab.files import atomic_write
+from cifar_lab.tracking.locks import store_lock
+from cifar_lab.tracking.places import (
+    ARTIFACTS,
+    CHECKPOINTS,
+    DATABASE,
+    SQLITE,
+    address,
+    database,
+    home,
+    is_local,
+    store_uri,
+    without_user,
+)
+
+DATASET = "dataset"  # tag of MLflow experiments and of registered models
+ARTIFACT_COLUMNS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "storage_location"),
+)
+OUTSIDE = ("RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED", "TEMPORARILY_UNAVAILABLE")  # of MLflow
+IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}  # default: 7 and 120 s
+
+
+def connect(make: bool = False) -> MlflowClient:
+    """Client of MLFLOW_TRACKING_URI, or of `mlflow.db` here, which is made if it is not there and `make` is set.
+
+    Raises UserError if it is not there or can't be opened, or if its artifacts are not where it says (see relocate).
+    """
+    client = _open(make)
+    if old := _moved_from(client):
+        raise UserError(f"this folder was {old[0].parent} when its runs were made; make relocate lets them follow")
+    return client
+
+
+def _open(make: bool = False) -> MlflowClient:
+    file = database()
+    if is_local():
+        if not make and not file.exists():
+            raise UserError(f"no {DATABASE} here; run make experiment first")
+        if found := sorted(set("%?") & set(str(file))):
+            raise UserError(f"MLflow can't keep runs in a folder with {found[0]} in its path: {home()}")
+        for folder in home() / ARTIFACTS, home() / CHECKPOINTS:
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise UserError(f"{folder} is no folder, but runs are to be kept there; move it away")
+    os.environ.pop("MLFLOW_REGISTRY_URI", None)  # models are registered where the runs are
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # not its chatter in the middle of our lines
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # no tracebacks beside what it raises
+    uri = store_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        if is_local() and not file.exists():
+            with store_lock():  # MLflow's own making of a database fails if two do it at once
+                if not file.exists():
+                    with atomic_write(file) as path:
+                        MlflowClient(f"{SQLITE}{path}").search_experiments()
+        client = MlflowClient(uri)
+        with impatient():
+            client.search_experiments(max_results=1)
+    except UserError:
+        raise
+    except Exception as error:  # of MLflow, of its database driver or of its HTTP client
+        raise UserError(f"cannot open the runs: {explain(error) or _first_line(error)}") from None
+    return client
+
+
+def _moved_from(client: MlflowClient) -> list[Path]:
+    """The `mlruns` folders that the database names and that are not beside it: its folder was moved or copied."""
+    if not is_local():
+        return []
+    locations = [Path(found.artifact_location) for found in client.search_experiments() if found.experiment_id != "0"]
+    roots = {path.parent for path in locations if path.is_absolute() and path.parent.name == ARTIFACTS.name}
+    return sorted(roots - {home() / ARTIFACTS})
+
+
+def relocate() -> str:
+    """After the folder was moved or copied, make the artifact paths in its database follow; says what was done."""
+    client = _open()
+    if not is_local():
+        return f"nothing to do: the runs are on the server {address()}"
+    new, moved = str(home() / ARTIFACTS), [str(old) for old in _moved_from(client)]
+    try:
+        with closing(sqlite3.connect(database(), timeout=20)) as connection, connection:
+            for old in moved:
+                for table, column in ARTIFACT_COLUMNS:
+                    connection.execute(
+                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                        f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                        (new, len(old) + 1, old, len(old) + 1, f"{old}/"),
+                    )
+    except sqlite3.Error as error:
+        raise UserError(f"{DATABASE}: {error}; nothing was changed") from None
+    return (
+        f"artifacts of {', '.join(moved)} are now found in {new}" if moved else f"nothing to do: artifacts are in {new}"
+    )
+
+
+def explain(error: BaseException) -> str:
+    """One line for what the user's disk or tracking server, not this program, did wrong; "" for another error."""
+    if isinstance(error, UserError):
+        return str(error)
+    outside = isinstance(error, MlflowException) and (
+        error.error_code in OUTSIDE or re.search("API request to|[(](sqlite3|psycopg)", str(error))
+    )
+    if outside or isinstance(error, RequestException):
+        if re.search("failed with (exception|timeout)|Max retries", str(error)):
+            return f"no answer from the tracking server {address()}{_proxy()}"
+        if "error code 401" in str(error):
+            return f"{address()} does not know you; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        return f"{address()}: {_first_line(error)}"
+    return disk_trouble(error)
+
+
+def _proxy() -> str:
+    """That a proxy is asked for the server, which may not know a local one."""
+    server = urlsplit(store_uri())
+    proxy = getproxies().get(server.scheme)
+    if not proxy or proxy_bypass(server.hostname or ""):
+        return ""
+    return f", asked through the proxy {without_user(proxy)}; NO_PROXY={server.hostname} goes around it"
+
+
+def _first_line(error: BaseException) -> str:
+    text = re.search("[(]sqlite3.*", str(error)) or re.search(".+", str(error))
+    return without_user(text.group()) if text else type(error).__name__
+
+
+@contextmanager
+def impatient() -> Iterator[None]:
+    """Within it, a server that does not answer is given up after seconds."""
+    before = {name: os.environ.get(name) for name in IMPATIENT}
+    os.environ.update(IMPATIENT)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
+
+
+def open_experiment(client: MlflowClient, name: str) -> str:
+    """Id of the MLflow experiment that holds all runs on the data set `name`, also if it was renamed since.
+
+    Raises UserError if it was deleted.
+    """
+    for experiment in client.search_experiments():
+        if experiment.tags.get(DATASET) == name:
+            return experiment.experiment_id
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        location = str(home() / ARTIFACTS / name) if is_local() else None
+        return client.create_experiment(name, artifact_location=location, tags={DATASET: name})
+    if experiment.lifecycle_stage == "deleted":
+        restore = f"{sys.executable} -m mlflow experiments restore --experiment-id {experiment.experiment_id}"
+        raise UserError(f"the MLflow experiment {name} was deleted; restore it: {restore}")
+    client.set_experiment_tag(experiment.experiment_id, DATASET, name)
+    return experiment.experiment_id
+
+
+def dataset_name(client: MlflowClient, experiment_id: str) -> str:
+    """Of the data set whose runs an MLflow experiment holds: cifar10, cifar10-jpeg and so on."""
+    experiment = client.get_experiment(experiment_id)
+    return experiment.tags.get(DATASET, experiment.name)

@@ -1,0 +1,118 @@
+"""The processes of one run on several devices: rank 0 is the caller, each of the others runs beside it."""
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from threading import Event, Thread
+from typing import Any
+
+import torch.distributed as dist
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.strategies import DDPStrategy
+
+from cifar_lab.errors import UserError
+from cifar_lab.processes import follow_parent, fork_server
+
+POLL_SECONDS = 0.05
+END_SECONDS = 1.0
+NOTICE_SECONDS = 10.0  # in which a rank itself can notice that another is gone
+DIED = "one of its processes died (out of memory?); start again to continue"
+
+
+class _Here(LightningEnvironment):
+    """Tells Lightning that the ranks are there already, and which one this is."""
+
+    creates_processes_externally = True
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+
+    def local_rank(self) -> int:
+        return self.rank
+
+
+def ddp(rank: int) -> DDPStrategy:
+    """Lightning's strategy for the process of that rank, within `ranks`."""
+    return DDPStrategy(cluster_environment=_Here(rank), broadcast_buffers=False)
+
+
+@contextmanager
+def ranks(devices: int, accelerator: str, body: Callable[..., Any], *arguments: Any) -> Iterator[None]:
+    """Within it this process is rank 0 of `devices`; `body(rank, *arguments)` runs in a process as each of the others.
+
+    They end with it, however it ends. Raises UserError if one of them dies.
+    """
+    context = fork_server(["cifar_lab.training.train"])
+    store = dist.TCPStore("127.0.0.1", 0, devices, is_master=True, wait_for_workers=False)
+    group = (accelerator, store.port, devices)
+    others = [context.Process(target=_other, args=(rank, group, body, arguments)) for rank in range(1, devices)]
+    over = Event()
+    try:
+        for other in others:
+            other.start()
+        while not store.check([str(rank) for rank in range(1, devices)]):
+            if any(other.exitcode for other in others):
+                raise RuntimeError
+            time.sleep(POLL_SECONDS)
+        Thread(target=_watch, args=(others, store.port, over), daemon=True).start()
+        _join(0, store, accelerator, devices)
+        yield
+    except RuntimeError as error:  # of gloo and NCCL too, when another rank is gone
+        for other in others:
+            other.join(END_SECONDS)
+        if store.check(["error"]):
+            raise RuntimeError(store.get("error").decode()) from error
+        if any(other.exitcode for other in others):
+            raise UserError(DIED) from None
+        raise
+    finally:
+        for other in others:
+            other.kill()
+            other.join()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        over.set()
+
+
+def _watch(others: Sequence[BaseProcess], port: int, over: Event) -> None:
+    """End this process if another rank has died and this one does not notice: NCCL would wait for ten minutes."""
+    store = dist.TCPStore("127.0.0.1", port)  # a connection of its own: this process may be waiting in the other
+    while not over.wait(POLL_SECONDS):
+        ended = [rank for rank, other in enumerate(others, 1) if wait([other.sentinel], 0)]
+        if all(store.check([f"{rank} done"]) for rank in ended) or over.wait(NOTICE_SECONDS):
+            continue
+        error = store.get("error").decode() if store.check(["error"]) else DIED
+        print(error, file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def _other(rank: int, group: tuple[str, int, int], body: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for rank 0 to answer
+    follow_parent()
+    accelerator, port, devices = group
+    store = dist.TCPStore("127.0.0.1", port, devices)
+    store.set(str(rank), "here")
+    try:
+        _join(rank, store, accelerator, devices)
+        body(rank, *arguments)
+        store.set(f"{rank} done", "")
+    except UserError:  # rank 0 raises it too
+        os._exit(1)
+    except Exception:
+        store.set("error", traceback.format_exc())
+        os._exit(1)
+
+
+def _join(rank: int, store: dist.Store, accelerator: str, devices: int) -> None:
+    try:
+        dist.init_process_group("nccl" if accelerator == "cuda" else "gloo", store=store, rank=rank, world_size=devices)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"the processes of the run can't reach each other: {reason}") from None

@@ -1,0 +1,96 @@
+"""What this machine is, and what it does fast."""
+
+import ctypes
+import os
+import platform
+from pathlib import Path
+
+import torch
+from torch.utils import collect_env
+
+from cifar_lab.errors import UsageError, UserError
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
+
+
+def resolve_accelerator(accelerator: str) -> str:
+    """The device for "auto", "cpu" or "gpu": "cuda", "mps" or "cpu".
+
+    Raises UsageError if "gpu" is not there, UserError if there is one that can't be used.
+    """
+    if accelerator != "cpu":
+        if torch.cuda.is_available():
+            try:
+                torch.cuda.init()
+            except RuntimeError as error:
+                reason = str(error).partition("\n")[0].rstrip(".")
+                raise UserError(f"torch can't use the GPU here: {reason}. Without it: --accelerator cpu") from None
+            return "cuda"
+        if torch.backends.mps.is_available():
+            return "mps"
+    if accelerator == "gpu":
+        raise UsageError("--accelerator gpu: torch finds no GPU here; use cpu or auto")
+    return "cpu"
+
+
+def check_devices(accelerator: str, devices: int) -> None:
+    """Raises UsageError if a run on so many devices can't be trained here. A CPU is as many as are asked for."""
+    there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(accelerator, devices)
+    if devices > there:
+        raise UsageError(f"trainer.devices = {devices}: torch finds {there} GPU here; use fewer, or --accelerator cpu")
+
+
+def exact_fp32() -> None:
+    """Let fp32 mean 24 bits of precision on a GPU too, not TF32's 11, which cuDNN takes by default."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+
+
+def fast_precision(accelerator: str) -> str:
+    """ "bf16" where that is faster, else "fp32". By what the device is, not by a clock: runs must not depend on load.
+
+    Intel's CPUs that have bf16 instructions without AMX, or whose virtual machine hides it, take twice the time of fp32
+    (measured: Sapphire Rapids); AMD's take two thirds (Zen 4).
+    """
+    if accelerator == "cuda":
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_amx_tile_supported() or (torch.cpu._is_avx512_bf16_supported() and "AMD" in processor())
+        bf16 = accelerator == "cpu" and fast
+    return "bf16" if bf16 else "fp32"
+
+
+def device_tags(accelerator: str) -> dict[str, str]:
+    """What the bits of a run depend on: its device and, of CUDA's, arithmetic of fp32, cuDNN and driver."""
+    if accelerator != "cuda":
+        return {"device": torch.backends.mps.get_name() if accelerator == "mps" else processor()}
+    return {
+        "device": torch.cuda.get_device_name(),
+        "tf32": "on" if os.environ.get("NVIDIA_TF32_OVERRIDE") == "1" else "off",  # stronger than exact_fp32
+        "cudnn": str(torch.backends.cudnn.version()),
+        "driver": collect_env.get_nvidia_driver_version(collect_env.run) or "unknown",
+    }
+
+
+def processor() -> str:
+    """The name of the CPU."""
+    try:
+        names = [
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed, for the next step: by default large tensors are new pages each time.
+
+    Does nothing where the C library is another one.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for option, value in (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26):
+            libc.mallopt(option, value)
