@@ -96,7 +96,7 @@ WARM = multiprocessing.get_context("forkserver")
 def pytest_sessionstart():
     """Let the fork server import everything while the tests are collected."""
     WARM.set_forkserver_preload(
-        ["cifar_lab.experiment", "cifar_lab.reproduce", "mlflow.store.tracking.sqlalchemy_store"]
+        ["cifar_lab.execution.experiment", "cifar_lab.commands.reproduce", "mlflow.store.tracking.sqlalchemy_store"]
     )
     forkserver.ensure_running()
 

@@ -4,8 +4,9 @@ import pytest
 from conftest import EXPERIMENTS
 from mlflow.entities import Metric, Param
 
-from cifar_lab.commands.best import print_best
-from cifar_lab.commands.compare import compare_experiments
+from cifar_lab.arguments import make_parser
+from cifar_lab.commands import best
+from cifar_lab.commands import compare as command
 from cifar_lab.config import load_config
 from cifar_lab.errors import UserError
 from cifar_lab.tracking import store
@@ -47,7 +48,8 @@ HIGH = list(enumerate([0.79, 0.80, 0.81, 0.81, 0.79, 0.80]))
 
 
 def compare(workplace, *names, metric="test/acc"):
-    return compare_experiments(names, metric, workplace / "comparison.png")
+    figure = str(workplace / "comparison.png")
+    return command.run(make_parser().parse_args(["compare", *names, "--metric", metric, "--figure", figure]))
 
 
 def rows(capsys):
@@ -144,7 +146,7 @@ def test_best_run_is_named_with_the_reason_and_without_the_test_set(client, caps
     _, ids = add_repeats(client, "cnn", [(0, 0.80), (1, 0.78)])
     for run_id in ids:  # the test accuracies tell the opposite
         client.log_metric(run_id, "test/acc", 0.1, step=2, timestamp=1)
-    assert print_best() == 0
+    assert best.run(make_parser().parse_args(["best"])) == 0
     output = capsys.readouterr().out
     assert f"digits, split ssssssssssss: cnn-seed0 ({ids[0]})\n" in output
     assert f"val/acc 40.00% is the highest of 8 finished runs; next is cnn-seed1 ({ids[1]}) with 39.00%" in output
@@ -153,14 +155,14 @@ def test_best_run_is_named_with_the_reason_and_without_the_test_set(client, caps
 
 def test_ties_go_to_the_lower_loss_then_to_the_earlier_start(client, capsys):
     _, ids = add_repeats(client, "cnn", [(0, 0.8), (1, 0.8)])
-    print_best()
+    best.run(make_parser().parse_args(["best"]))
     assert f"as is that of cnn-seed1 ({ids[1]}); this one started earlier" in capsys.readouterr().out
     client.log_metric(ids[1], "val/loss", 0.5, step=2, timestamp=1)
-    print_best()
+    best.run(make_parser().parse_args(["best"]))
     output = capsys.readouterr().out
     assert f"as is that of cnn-seed0 ({ids[0]}); this one has the lower val/loss, 0.5000 against 1.0000" in output
 
 
 def test_without_finished_runs_there_is_no_best(client):
     with pytest.raises(UserError, match="no run has finished; make experiment trains some"):
-        print_best()
+        best.run(make_parser().parse_args(["best"]))

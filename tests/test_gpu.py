@@ -158,7 +158,10 @@ def touch(*_):
 for name in "_lazy_init", "init", "is_available", "device_count":
     setattr(torch.cuda, name, touch)
 torch._C._cuda_getDeviceCount = touch
-import cifar_lab.repeat, cifar_lab.train, cifar_lab.worker, mlflow.store.tracking.sqlalchemy_store
+from cifar_lab.processes import PRELOAD
+import cifar_lab.training.train
+for name in PRELOAD:
+    __import__(name)
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
 

@@ -7,10 +7,12 @@ from conftest import EXPERIMENTS
 
 from cifar_lab import __main__
 from cifar_lab.__main__ import main
+from cifar_lab.commands import best
 from cifar_lab.config import load_config
 from cifar_lab.data.cache import load_dataset
 from cifar_lab.errors import UserError
-from cifar_lab.execution import plan, worker
+from cifar_lab.execution import worker
+from cifar_lab.execution.repeats import plan
 from cifar_lab.tracking import store, summaries
 from cifar_lab.tracking.provenance import machine_tags
 from cifar_lab.training.train import resolve_config
@@ -22,8 +24,8 @@ def planned(workplace):
     dataset, _ = load_dataset("digits")
     config = resolve_config(load_config(str(EXPERIMENTS / "linear.toml"), ["trainer.epochs=1"]), dataset, "fp32")
     client = store.connect(make=True)
-    (item,) = plan.plan(client, {"linear": config}, [0], {"linear": dataset}, machine_tags("cpu"))
-    return client, item, (item.parent, config, {**item.tags, "seed": "0"}, dataset)
+    (item,) = plan(client, {"linear": config}, [0], {"linear": dataset}, machine_tags("cpu"))
+    return client, item, (item.parent, config, {**item.tags, "kind": "run", "seed": "0"}, dataset)
 
 
 def run_of(client, item):
@@ -57,7 +59,7 @@ def test_an_error_before_there_is_a_run_names_no_artifact(planned, monkeypatch):
 
 @pytest.mark.parametrize("debug", [False, True])
 def test_the_command_line_tells_it_in_a_line_and_where_with_debug(monkeypatch, capsys, caplog, debug):
-    monkeypatch.setitem(__main__.COMMANDS, "best", lambda options: {}["\x1b[31m"])
+    monkeypatch.setattr(best, "run", lambda options: {}["\x1b[31m"])
     assert main(["best", *["--debug"] * debug]) == 1
     line = "cifar_lab: KeyError: '\\x1b[31m' (a mistake of cifar_lab, please report it; --debug shows where it is)\n"
     assert capsys.readouterr().err == line
@@ -69,7 +71,7 @@ def test_what_the_terminal_cannot_show_ends_nothing(monkeypatch, tmp_path):
         print("50 ± 1 %, \udcff, ä")
         return 0
 
-    monkeypatch.setitem(__main__.COMMANDS, "best", show)
+    monkeypatch.setattr(best, "run", show)
     with (tmp_path / "output").open("w", encoding="ascii") as terminal:
         monkeypatch.setattr(sys, "stdout", terminal)
         assert main(["best"]) == 0
@@ -80,7 +82,7 @@ def test_nobody_reading_is_no_mistake(monkeypatch, capfd):
     def show(options):
         raise BrokenPipeError
 
-    monkeypatch.setitem(__main__.COMMANDS, "best", show)
+    monkeypatch.setattr(best, "run", show)
     with monkeypatch.context() as patch:
         patch.setattr(__main__.os, "dup2", lambda *_: None)
         assert main(["best"]) == 141
