@@ -17,7 +17,7 @@ BIN := .venv/bin/
 READY := .venv/ready $(if $(CLUSTER),.venv/ray)
 endif
 
-# What a user gives reaches the shell as it is: quoted as a whole, or word by word.
+# What a user gives reaches the shell as it is, quoted as a whole or word by word; for make itself, $ is written $$.
 quoted = '$(subst ','\'',$1)'
 each = $(foreach one,$1,$(call quoted,$(one)))
 export PIP_USER := 0
@@ -25,13 +25,13 @@ export PIP_USER := 0
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 .PHONY: help setup experiment pairs sweep reproduce compare report best predict serve data check-gpu ui server relocate test bench lint audit lock
-LAB := $(BIN)python -m cifar_lab
+LAB := $(BIN)python -m cifar_lab $(if $(DEBUG),--debug)
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
 	@echo 'variables: EXPERIMENTS="linear cnn" SEEDS=8|3,5 EPOCHS= DATA=auto|cifar10|cifar100|digits ACCELERATOR=auto|cpu|gpu JOBS=auto DEVICES=1 CLUSTER=<address> GPUS= PORT=<port> HOST=<address>'
 	@echo '           RUN=<run id> TOLERANCE=0 METRIC=test/acc FIGURE=<file> IMAGES=<files> MODEL=<run id>|models:/...'
-	@echo '           SPACE="section.key=low..high[:log] ..." TRIALS=20'
+	@echo '           SPACE="section.key=low..high[:log] ..." TRIALS=20 DEBUG=1'
 
 .venv/ready: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cifar-lab needs Python 3.11 or newer; try make PYTHON=python3.12")'

@@ -7,42 +7,59 @@ import os
 import signal
 import sys
 import warnings
+from typing import TextIO
 
 from cifar_lab.arguments import make_parser
 from cifar_lab.errors import UserError, disk_trouble, printable
 
+INTERRUPTED = 130  # exit code
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code: 0, 1 for a failure, 2 for a wrong command line, 130 if interrupted."""
     _write_what_the_terminal_can()
-    if "error" in os.environ.get("PYTHONWARNINGS", ""):  # would end the libraries' own imports
-        del os.environ["PYTHONWARNINGS"]
-        warnings.resetwarnings()
+    _let_libraries_warn()
     options = make_parser().parse_args(arguments)
     logger = logging.getLogger("cifar_lab")
     if options.debug:
         logging.basicConfig()
         logger.setLevel(logging.DEBUG)
-    handlers = [signal.signal(number, _interrupt) for number in INTERRUPTS]
+    code, handlers = 1, [signal.signal(number, _interrupt) for number in INTERRUPTS]
     try:
         code = importlib.import_module(f"cifar_lab.commands.{options.command.replace('-', '_')}").run(options)
-        sys.stdout.flush()
-        return code
-    except KeyboardInterrupt:
-        handlers = [signal.SIG_IGN] * len(INTERRUPTS)  # to the end of the process
-        return 130
-    except BrokenPipeError:  # as of `| head`: nobody reads any more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+    except (KeyboardInterrupt, SystemExit):  # which Lightning makes of the former
+        code = INTERRUPTED
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and not _is_read(sys.stdout):
+            return 128 + signal.SIGPIPE
         logger.debug("", exc_info=error)
         print(f"cifar_lab: {_reason(error)}", file=sys.stderr)
         return error.exit_code if isinstance(error, UserError) else 1
     finally:
-        for number, handler in zip(INTERRUPTS, handlers, strict=True):
-            signal.signal(number, handler)
+        if code != INTERRUPTED:  # else they stay ignored to the end of the process
+            for number, handler in zip(INTERRUPTS, handlers, strict=True):
+                signal.signal(number, handler)
+    return code if _is_read(sys.stdout) else 128 + signal.SIGPIPE
+
+
+def _is_read(output: TextIO | None) -> bool:
+    """Whether somebody reads what was printed; of `| head` nobody does any more."""
+    try:
+        if output:
+            output.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
+        return False
+    return True
+
+
+def _let_libraries_warn() -> None:
+    """Where warnings are to be errors (PYTHONWARNINGS=error), the libraries' own would end their imports."""
+    if any(option.startswith("error") for option in sys.warnoptions):
+        os.environ.pop("PYTHONWARNINGS", None)
+        sys.warnoptions[:] = [option for option in sys.warnoptions if not option.startswith("error")]  # of workers too
+        warnings.filters[:] = [found for found in warnings.filters if found[0] != "error"]
 
 
 def _interrupt(*_: object) -> None:
@@ -72,7 +89,7 @@ def _write_what_the_terminal_can() -> None:
         return "".join("+-" if character == "±" else "?" for character in missing), error.end
 
     codecs.register_error("cifar_lab", replace)
-    for stream in sys.stdout, sys.stderr:
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # one that is closed is None
         stream.reconfigure(errors="cifar_lab")
 
 

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 METRICS = ("test/acc", "test/acc_tta", "test/loss", "val/acc", "val/loss")
 PICTURES = (".png", ".svg", ".pdf")
-MOST, MOST_DEVICES, MOST_SEEDS, LARGEST_SEED = 1_000_000, 1024, 10_000, 10**18
+MOST, MOST_DEVICES, MOST_SEEDS, LARGEST_SEED = 1_000_000, 1024, 10_000, 1 << 32
 SHOWN = 40  # characters of what is refused
 
 

@@ -18,6 +18,11 @@ class UsageError(UserError):
     exit_code = 2
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind if it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def printable(text: str) -> str:
     """`text` with what would control a terminal, or can't be written at all, as an escape sequence."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

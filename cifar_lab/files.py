@@ -3,13 +3,13 @@
 import hashlib
 import os
 import shutil
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cifar_lab.errors import DataError
+from cifar_lab.errors import UserError
+
+HEX = 64  # digits of a SHA-256
 
 
 @contextmanager
@@ -17,7 +17,7 @@ def atomic_write(target: Path) -> Iterator[Path]:
     """A path beside `target` to write a file or folder at: becomes `target` if the block succeeds, else is removed.
 
     A file is on the disk before it replaces another: a power cut leaves the old one or the new one. A folder that
-    another process put at `target` meanwhile is kept. Raises DataError if it can't be written.
+    another process put at `target` meanwhile is kept. Raises UserError if it can't be written.
     """
     path = target.with_name(f".{target.name}.{os.getpid()}")
     try:
@@ -31,7 +31,7 @@ def atomic_write(target: Path) -> Iterator[Path]:
             with suppress(OSError):  # not every file system can
                 _flush(target.parent)
     except OSError as error:
-        raise DataError(f"cannot write {target}: {error.strerror or f'{error}; is the disk full?'}") from None
+        raise UserError(f"cannot write {target}: {error.strerror or f'{error}; is the disk full?'}") from None
     finally:
         _remove(path)
 
@@ -54,10 +54,16 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint is what was written: torch's files are zip archives, which hold a CRC-32 of every record."""
+def seal(data: bytes) -> bytes:
+    """A zip archive, such as torch.save writes, with the SHA-256 of it as the comment at its end."""
+    data = data[:-2] + HEX.to_bytes(2, "little")  # the length of the comment that follows
+    return data + hashlib.sha256(data).hexdigest().encode()
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file is as `seal` made it, to the last bit."""
     try:
-        with zipfile.ZipFile(checkpoint) as archive:
-            return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError):
+        data = path.read_bytes()
+    except OSError:
         return False
+    return hashlib.sha256(data[:-HEX]).hexdigest().encode() == data[-HEX:]

@@ -128,10 +128,12 @@ class _GPU:
         arguments = (config, self.digits.folder.resolve(), checkpoint, self.accelerator)
         child = multiprocessing.get_context("spawn").Process(target=_train_in_child, args=arguments)
         child.start()
-        while not checkpoint.exists() and child.is_alive():
-            time.sleep(0.01)
-        child.kill()
-        child.join()
+        try:
+            while not checkpoint.exists() and child.is_alive():
+                time.sleep(0.01)
+        finally:
+            child.kill()
+            child.join()
         assert checkpoint.exists(), f"its process ended early, with {child.exitcode}"
         epochs = load_checkpoint(checkpoint)["epoch"] + 1
         assert epochs < EPOCHS, "it was over before it could be killed"

@@ -18,7 +18,7 @@ def _doubles(dataset: Dataset) -> list[str]:
     """What has the same pixels more than once, in a split or in both."""
     kinds = {split: Counter(image.tobytes() for image in images) for split, images in dataset.images.items()}
     lines = [
-        f"{count:,} images of {split} have the pixels of another one of it"
+        f"{count:,} images of {split} repeat the pixels of an earlier one"
         for split, found in kinds.items()
         if (count := found.total() - len(found))
     ]

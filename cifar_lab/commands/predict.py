@@ -3,6 +3,7 @@
 import argparse
 import glob
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -63,7 +64,7 @@ def _find(images: Sequence[str]) -> list[Path]:
 
 
 def _matches(name: str) -> list[str]:
-    return [name] if Path(name).exists() else sorted(glob.glob(name, recursive=True))
+    return [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
 
 
 def _parts(text: str) -> list[str]:

@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"run {prefix} is not a finished run ({original.info.run_name}, {original.info.status})")
     config, dataset = config_of(client, original), dataset_of(client, original, options.data_dir)
     if accelerator == "auto":
-        accelerator = _accelerator(original.data.tags["accelerator"])
+        accelerator = _accelerator(original.data.tags.get("accelerator", "unknown"))
     accelerator = resolve_accelerator(accelerator)
     check_devices(accelerator, config.trainer.devices)
     print(f"{original.info.run_name} ({original.info.run_id}) again on {accelerator}, {dataset.title}", flush=True)

@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from mlflow.pyfunc import scoring_server
+from starlette.requests import ClientDisconnect
 
 from cifar_lab.commands import ui
 from cifar_lab.tracking import registry, store
@@ -51,7 +52,7 @@ class _Checked:
         if scope["type"] != "http" or scope["path"] != "/invocations" or not json_sent:
             return await self.app(scope, receive, send)
         try:
-            body = b""
+            body = bytearray()
             async for piece in Request(scope, receive).stream():
                 body += piece
                 _check_size(body)
@@ -59,6 +60,8 @@ class _Checked:
                 body = zlib.decompressobj(GZIP).decompress(body, MOST_BYTES + 1)
                 _check_size(body)
             body = json.dumps({"inputs": read_images(body).tolist()}).encode()
+        except ClientDisconnect:
+            return None
         except (ValueError, zlib.error) as error:
             answer = JSONResponse({"error_code": "BAD_REQUEST", "message": f"{error}; {EXPECTED}"}, 400)
             return await answer(scope, receive, send)
@@ -72,12 +75,12 @@ class _Checked:
         return await self.app({**scope, "headers": [*headers.items()]}, replay, send)
 
 
-def _check_size(body: bytes) -> None:
+def _check_size(body: bytes | bytearray) -> None:
     if len(body) > MOST_BYTES:
         raise ValueError(f"the request has more than {MOST_BYTES >> 20} MiB")
 
 
-def read_images(body: bytes) -> np.ndarray:
+def read_images(body: bytes | bytearray) -> np.ndarray:
     """(n, 32, 32, 3) uint8 of a request; raises ValueError, which says what is wrong with it."""
     try:
         request = json.loads(body)

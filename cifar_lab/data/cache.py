@@ -80,6 +80,7 @@ def open_dataset(folder: Path) -> Dataset:
     """
     try:
         meta = json.loads((folder / "meta.json").read_text())
+        seal = meta.pop("meta_digest", None)
         arrays = {f"{kind}_{split}": np.load(folder / f"{kind}_{split}.npy") for kind in KINDS for split in SPLITS}
         dataset = Dataset(
             **{key: tuple(value) if isinstance(value, list) else value for key, value in meta.items()},
@@ -87,11 +88,11 @@ def open_dataset(folder: Path) -> Dataset:
             images={split: arrays[f"images_{split}"] for split in SPLITS},
             labels={split: arrays[f"labels_{split}"] for split in SPLITS},
         )
-        if _digest(dataset.classes, dataset.images, dataset.labels) != dataset.digest:
+        if _digest(dataset.classes, dataset.images, dataset.labels) != dataset.digest or _meta_digest(meta) != seal:
             raise ValueError("their digest is another one")
     except FileNotFoundError:
         raise DataError(f"the decoded images in {folder} are gone; start again to decode them anew") from None
-    except (OSError, ValueError, TypeError, EOFError) as error:
+    except Exception as error:  # of json and of numpy's reader, which has many
         raise DataError(f"the decoded images in {folder} are damaged ({error}); start again") from None
     return dataset
 
@@ -121,7 +122,11 @@ def _write(source: Images, folder: Path) -> None:
         for split in SPLITS:
             np.save(path / f"images_{split}.npy", np.ascontiguousarray(source.images[split]))
             np.save(path / f"labels_{split}.npy", source.labels[split])
-        (path / "meta.json").write_text(json.dumps(meta))
+        (path / "meta.json").write_text(json.dumps({**meta, "meta_digest": _meta_digest(meta)}))
+
+
+def _meta_digest(meta: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(classes: tuple[str, ...], images: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> str:

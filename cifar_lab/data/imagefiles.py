@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 from cifar_lab.data.catalogue import SPLITS, Entry
 from cifar_lab.data.sources import Images, Source, open_with_progress, progress
-from cifar_lab.errors import DataError, printable
+from cifar_lab.errors import DataError, first_line, printable
 from cifar_lab.files import file_digest
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -65,12 +65,14 @@ def read_rgb(file: Path | io.BytesIO, check: Callable[[Image.Image], None] = lam
 
 
 def image_folder(path: Path, entry: Entry) -> Source:
-    files = sorted(file for split in SPLITS for file in (path / split).rglob("*") if not file.is_dir())
+    found = {file for split in SPLITS for pattern in ("*/*", "**/*") for file in (path / split).glob(pattern)}
+    files = sorted(file for file in found if not file.is_dir())  # those of linked classes, and what lies deeper
 
     def digest() -> str:
-        listing = [
-            (str(file.relative_to(path)), (status := file.lstat()).st_size, status.st_mtime_ns) for file in files
-        ]
+        listing = []
+        for file in files:
+            status = file.stat() if file.exists() else file.lstat()
+            listing.append((str(file.relative_to(path)), status.st_size, status.st_mtime_ns))
         return hashlib.sha256(repr(listing).encode("utf-8", "surrogateescape")).hexdigest()
 
     def members() -> Iterator[Member]:
@@ -161,9 +163,7 @@ def _read_images(path: Path, members: Callable[[], Iterator[Member]], entry: Ent
             kinds.add(kind)
             found[split, label][file] = pixels  # of an archive's members with one name the last, as when unpacked
     except DAMAGED as error:
-        raise DataError(
-            f"{path} is truncated, damaged or unreadable ({str(error).partition(chr(10))[0] or type(error).__name__})"
-        ) from None
+        raise DataError(f"{path} is truncated, damaged or unreadable ({first_line(error)})") from None
     if len(roots) > 1:
         raise DataError(f"{path} has the images more than once: {' and '.join(list(roots.values())[:2])}; keep one")
     for split in SPLITS:

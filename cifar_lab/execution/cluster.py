@@ -16,7 +16,7 @@ from filelock import Timeout
 
 import cifar_lab
 from cifar_lab.data.cache import open_dataset
-from cifar_lab.errors import UsageError, UserError
+from cifar_lab.errors import UsageError, UserError, first_line
 from cifar_lab.execution.local import STOP_SECONDS, Submit
 from cifar_lab.tracking import locks, places
 from cifar_lab.tracking.provenance import machine_tags
@@ -51,7 +51,7 @@ class Cluster:
             try:
                 self.tags, self.precision = submit(_describe, self.accelerator).result()
             except Exception as error:
-                raise UserError(f"the nodes of {address} can't run cifar_lab: {_first_line(error)}") from None
+                raise UserError(f"the nodes of {address} can't run cifar_lab: {first_line(error)}") from None
         self.tags["cluster"] = "Ray"
 
     def _connect(self, address: str) -> None:
@@ -69,7 +69,7 @@ class Cluster:
                 log_to_driver=False,
             )
         except Exception as error:  # OSError, RuntimeError, ValueError: each release has its own
-            raise UserError(f"no Ray cluster at {address}: {_first_line(error)}") from None
+            raise UserError(f"no Ray cluster at {address}: {first_line(error)}") from None
         finally:
             signal.signal(signal.SIGTERM, handler)  # Ray has its own, which exits
 
@@ -113,7 +113,7 @@ class Cluster:
                 if error is None:
                     answer.set_result(done.result())
                 else:
-                    answer.set_exception(getattr(error, "cause", None) or UserError(_first_line(error)))
+                    answer.set_exception(getattr(error, "cause", None) or UserError(first_line(error)))
 
             submitted[-1].future().add_done_callback(settle)
             return answer
@@ -139,7 +139,3 @@ def _call(call: Callable, *arguments: Any) -> Any:
 
 def _describe(accelerator: str) -> tuple[dict[str, str], str]:
     return machine_tags(accelerator), fast_precision(accelerator)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -44,14 +44,13 @@ class Pool:
         return max(1, min(jobs, count))
 
     @contextmanager
-    def open(self, *needs: int) -> Iterator[Submit]:
-        """Gives the function that submits a call to a worker process, with needs as of at_once; an error ends all."""
+    def open(self, *resources: int) -> Iterator[Submit]:
+        """Gives the function that submits a call to a worker process; an error ends all. resources: see at_once."""
         # a fork server's workers start at once, with all imports done; Metal does not survive a fork
         context = multiprocessing.get_context("spawn") if self.accelerator == "mps" else fork_server(PRELOAD)
-        jobs, settings = self.at_once(*needs), context.SimpleQueue()
-        for worker in range(jobs):
-            settings.put(self._settings(worker, devices=needs[0]))
-        with ProcessPoolExecutor(jobs, context, start_worker, (settings,)) as pool:
+        jobs = self.at_once(*resources)
+        settings = [self._settings(worker, devices=resources[0]) for worker in range(jobs)]
+        with ProcessPoolExecutor(jobs, context, start_worker, (settings, context.Value("i", 0))) as pool:
 
             def submit(*call: object) -> Future:
                 handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the driver to answer

@@ -11,7 +11,6 @@ from mlflow.tracking import MlflowClient
 from cifar_lab.config import Config
 from cifar_lab.data.cache import Dataset
 from cifar_lab.errors import UsageError
-from cifar_lab.files import is_whole
 from cifar_lab.tracking import lifecycle, places, queries, recovery, store, summaries, views
 from cifar_lab.tracking.provenance import run_tags
 from cifar_lab.tracking.recovery import end_dead_runs
@@ -30,6 +29,8 @@ class Repeats:
     seeds: tuple[int, ...]
     finished: tuple[Run, ...]
     unfinished: tuple[Run, ...]
+    continuing: frozenset[int]  # seeds of which an unfinished run can go on
+    damaged: tuple[str, ...]  # names of unfinished runs that can't, because of their checkpoints
     tags: Mapping[str, str]  # that a run started now would carry
 
     @property
@@ -37,18 +38,6 @@ class Repeats:
         """The seeds asked for that no run has finished."""
         done = {int(run.data.tags["seed"]) for run in self.finished}
         return [seed for seed in self.seeds if seed not in done]
-
-    @property
-    def continuing(self) -> list[int]:
-        """The missing seeds of which an unfinished run goes on."""
-        able = {int(run.data.tags["seed"]) for run in self.unfinished if recovery.can_continue(run, self.tags)}
-        return [seed for seed in self.missing if seed in able]
-
-    @property
-    def damaged(self) -> list[str]:
-        """Names of the runs that can't go on because their checkpoint is damaged."""
-        checkpoints = {run.info.run_name: places.checkpoint_of(run.info.run_id) for run in self.unfinished}
-        return [name for name, checkpoint in checkpoints.items() if checkpoint.exists() and not is_whole(checkpoint)]
 
     @property
     def differences(self) -> list[str]:
@@ -83,9 +72,12 @@ def plan(
         finished, unfinished = queries.finished_runs(client, parent), queries.unfinished_runs(client, parent)
         for run in finished:
             shutil.rmtree(places.checkpoint_of(run.info.run_id).parent, ignore_errors=True)
-        repeats.append(
-            Repeats(name, config, dataset, parent, tuple(seeds), tuple(finished), tuple(unfinished), tags[name])
-        )
+        done = {queries.seed_of(run) for run in finished}
+        wanted = [run for run in unfinished if queries.seed_of(run) in {*seeds} - done]
+        continuing = frozenset(queries.seed_of(run) for run in wanted if recovery.can_continue(run, tags[name]))
+        damaged = [run.info.run_name for run in wanted if recovery.is_damaged(run)]
+        runs = tuple(seeds), tuple(finished), tuple(unfinished), continuing, tuple(damaged)
+        repeats.append(Repeats(name, config, dataset, parent, *runs, tags[name]))
     return repeats
 
 

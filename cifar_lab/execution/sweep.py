@@ -29,7 +29,7 @@ from cifar_lab.execution.progress import Progress
 from cifar_lab.execution.space import Range, Space
 from cifar_lab.execution.trial import open_study
 from cifar_lab.files import atomic_write
-from cifar_lab.tracking import lifecycle, locks, store, views
+from cifar_lab.tracking import lifecycle, locks, queries, recovery, store, views
 from cifar_lab.tracking.provenance import run_tags
 from cifar_lab.tracking.recovery import end_dead_runs
 from cifar_lab.training.batches import epoch_costs
@@ -62,6 +62,9 @@ def run_sweep(space: Space, trials: int, dataset: Dataset, fallback_reason: str,
             study = open_study(name)
             parent = lifecycle.open_sweep(client, experiment_id, {**tags, "study": name}, base, dataset, space.ranges)
         end_dead_runs(client, experiment_id, tags)
+        for run in queries.unfinished_runs(client, parent):
+            if recovery.is_damaged(run):
+                console.print(f"the checkpoint of {run.info.run_name} is damaged, so it starts anew")
         search = _Trials(study, space, base, dataset, parent, pool, trials)
         console.print(f"{name} on {dataset.title}: {space}; {search.left()} of {trials} trials to go")
         lifecycle.mark(client, parent.info.run_id, "RUNNING")
@@ -109,7 +112,10 @@ class _Trials:
         for trial in trials:
             if not trial.state.is_finished() and trial.number not in now:
                 return self._job(trial)
-        return self._job(self.study.trials[self.study.ask(self.ranges).number]) if len(trials) < self.trials else None
+        if len(trials) >= self.trials:
+            return None
+        number = self.study.ask(self.ranges).number
+        return self._job(self.study.trials[number])
 
     def _job(self, trial: FrozenTrial) -> Job:
         config = resolve_config(self.space.config(settings_of(trial)), self.dataset, self.pool.precision)

@@ -4,7 +4,7 @@ import optuna
 from pytorch_lightning import Callback, LightningModule, Trainer
 from sqlalchemy.exc import SQLAlchemyError
 
-from cifar_lab.errors import UserError
+from cifar_lab.errors import UserError, first_line
 from cifar_lab.tracking import places
 
 DATABASE = "optuna.db"
@@ -27,7 +27,7 @@ def open_study(name: str) -> optuna.Study:
             pruner=optuna.pruners.MedianPruner(FIRST_TRIALS, n_min_trials=FIRST_TRIALS),
         )
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
-        reason = str(error.__cause__ or error).partition("\n")[0]
+        reason = first_line(error.__cause__ or error)
         raise UserError(f"the trials in {file} can't be read ({reason}); move it away to begin anew") from None
 
 

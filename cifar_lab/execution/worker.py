@@ -6,7 +6,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from multiprocessing.queues import SimpleQueue
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 from filelock import Timeout
@@ -29,10 +29,11 @@ SIGTERM_CODE = 128 + signal.SIGTERM
 _open_once = functools.lru_cache(maxsize=1)(open_dataset)
 
 
-def start_worker(settings: SimpleQueue) -> None:
+def start_worker(settings: Sequence[Mapping[str, str]], taken: Synchronized) -> None:
     """Leave Ctrl-C to the driver, stop on SIGTERM, never outlive the driver.
 
-    settings: environment variables, for each worker its own; they choose its GPU, so none may be in use here yet.
+    settings: environment variables, for each worker its own, of which so many are taken. They choose its GPU, so none
+    may be in use here yet.
     """
 
     def stop(*_: object) -> None:
@@ -40,7 +41,9 @@ def start_worker(settings: SimpleQueue) -> None:
         if not _Worker.busy:
             os._exit(SIGTERM_CODE)
 
-    os.environ.update(settings.get())
+    with taken.get_lock():
+        os.environ.update(settings[taken.value])
+        taken.value += 1
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, stop)
     follow_parent()

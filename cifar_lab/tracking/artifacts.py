@@ -10,8 +10,10 @@ from tempfile import TemporaryDirectory
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from requests import RequestException
 
 from cifar_lab.errors import UserError
+from cifar_lab.tracking.store import explain
 
 DIGESTS = "digests"  # tag with the digest of each text, by path
 
@@ -40,15 +42,16 @@ def downloaded(client: MlflowClient, run: Run, path: str) -> Iterator[Path]:
     with TemporaryDirectory() as folder:
         try:
             file = Path(client.download_artifacts(run.info.run_id, path, folder))
-        except (MlflowException, OSError):
-            raise UserError(f"the artifact {path} of {run.info.run_name} ({run.info.run_id}) is gone") from None
+        except (MlflowException, OSError, RequestException) as error:
+            reason = f": {told}" if (told := explain(error)) and "No such artifact" not in told else " is gone"
+            raise UserError(f"the artifact {path} of {run.info.run_name} ({run.info.run_id}){reason}") from None
         yield file
 
 
 def _digests(run: Run) -> dict[str, str]:
     try:
         return dict(json.loads(run.data.tags.get(DIGESTS, "{}")))
-    except ValueError:
+    except (ValueError, TypeError):  # somebody has edited it
         return {}
 
 

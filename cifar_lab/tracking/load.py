@@ -2,18 +2,19 @@
 
 from pathlib import Path
 
+import torch
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from cifar_lab.config import Config, parse_config
 from cifar_lab.data.cache import Dataset, find_cached, load_dataset
 from cifar_lab.data.selection import select
-from cifar_lab.errors import UserError
+from cifar_lab.errors import UserError, first_line
 from cifar_lab.networks.build import Probabilities, make_network
 from cifar_lab.tracking import store
 from cifar_lab.tracking.artifacts import downloaded, load_text
 from cifar_lab.tracking.summaries import load_confusion
-from cifar_lab.training.checkpoints import load_checkpoint, weights_digest
+from cifar_lab.training.checkpoints import weights_digest
 
 
 def config_of(client: MlflowClient, run: Run) -> Config:
@@ -40,14 +41,17 @@ def dataset_of(client: MlflowClient, run: Run, data_dir: Path | None = None) -> 
 
 def network_of(client: MlflowClient, run: Run) -> Probabilities:
     """The trained network of a finished run, from its last checkpoint, on the CPU. Raises UserError."""
-    config = config_of(client, run)
-    with downloaded(client, run, "checkpoints/last.ckpt") as file:
-        checkpoint = load_checkpoint(file, f"the checkpoint of {run.info.run_name} ({run.info.run_id})")
+    config, name = config_of(client, run), f"{run.info.run_name} ({run.info.run_id})"
     network = make_network(config, len(load_confusion(client, run)[0]))
+    with downloaded(client, run, "checkpoints/last.ckpt") as file:
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
+        except Exception as error:  # zip, pickle and torch each raise their own
+            raise UserError(f"the checkpoint of {name} is damaged ({first_line(error)})") from None
     try:
-        network.load_state_dict(checkpoint["state_dict"])
+        network.load_state_dict(state)
     except RuntimeError:
-        raise UserError(f"the model of {run.info.run_name} ({run.info.run_id}) was made by other code") from None
+        raise UserError(f"the model of {name} was made by other code") from None
     if weights_digest(network) != run.data.tags.get("weights_digest"):
-        raise UserError(f"the checkpoint of {run.info.run_name} ({run.info.run_id}) has not the weights of its run")
+        raise UserError(f"the checkpoint of {name} has not the weights of its run")
     return Probabilities(network, config.data.sides[-1]).eval()

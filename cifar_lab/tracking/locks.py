@@ -47,34 +47,29 @@ def claim_cluster() -> FileLock:
 def folder_id() -> str:
     """What marks this folder's runs, so that it knows them again on a server that others use too.
 
-    A folder that was moved stays the same; a copy is another one, as is one that comes from another machine.
+    A folder that was moved stays the same; a copy is another one, and so is the folder on each machine that uses it.
     """
-    file = home() / CHECKPOINTS / "folder_id"
-    here = {"place": str(file), "machine": platform.node()}
+    file, machine = home() / CHECKPOINTS / "folder_id", platform.node()
     with _lock("folder"):
         known = _read_folder_id(file)
-        copied = known.get("machine", here["machine"]) != here["machine"] or (
-            known.get("place", str(file)) != str(file)
-            and _read_folder_id(Path(known["place"])).get("id") == known.get("id")
-        )
-        if copied or not re.fullmatch("[0-9a-f]{32}", known.get("id", "")):
-            known = {"id": uuid.uuid4().hex}
-        if known != (now := {"id": known["id"], **here}):
+        own = known.get(machine, {})
+        place, name = own.get("place", ""), own.get("id", "")
+        copied = place != str(file) and _read_folder_id(Path(place)).get(machine, {}).get("id") == name
+        if copied or not re.fullmatch("[0-9a-f]{32}", name):
+            name = uuid.uuid4().hex
+        if own != (now := {"id": name, "place": str(file)}):
             with atomic_write(file) as path:
-                path.write_text(json.dumps(now))
-    return known["id"]
+                path.write_text(json.dumps({**known, machine: now}))
+    return name
 
 
-def _read_folder_id(file: Path) -> dict[str, str]:
-    """What folder_id wrote; nothing where that is gone or damaged."""
+def _read_folder_id(file: Path) -> dict[str, dict[str, str]]:
+    """What folder_id wrote, by machine; nothing where that is gone or damaged."""
     try:
-        text = file.read_text()
-    except (OSError, ValueError):
+        found = json.loads(file.read_text())
+        return {machine: {key: str(value) for key, value in own.items()} for machine, own in found.items()}
+    except (OSError, ValueError, AttributeError):
         return {}
-    try:
-        return {key: str(value) for key, value in json.loads(text).items()}
-    except (ValueError, AttributeError):
-        return {"id": text.strip()}  # all that earlier versions wrote
 
 
 def _lock(name: str) -> FileLock:

@@ -1,7 +1,6 @@
 """The best run's model in the registry."""
 
 import warnings
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -75,7 +74,11 @@ def register_model(client: MlflowClient, run: Run, dataset: Dataset, name: str) 
         pip_requirements=[f"{package}=={version(package)}" for package in ("mlflow", "torch", "numpy")],
     )
     client.log_outputs(run.info.run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    with suppress(MlflowException):  # there is one already
-        client.create_registered_model(name, {DATASET: dataset.name})
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    client.set_registered_model_tag(name, DATASET, dataset.name)
     source = f"models:/{logged.model_id}"
     return client.create_model_version(name, source, run.info.run_id, model_id=logged.model_id).version

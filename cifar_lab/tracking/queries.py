@@ -101,6 +101,11 @@ def duplicates(client: MlflowClient, run: Run) -> list[Run]:
     return [twin for twin in found if twin.data.tags == run.data.tags and twin.info.run_id != run.info.run_id]
 
 
+def seed_of(run: Run) -> int:
+    """The seed that a run was trained with."""
+    return int(run.data.tags["seed"])
+
+
 def finished_runs(client: MlflowClient, parent: Run) -> list[Run]:
     """The finished runs under `parent`, by seed; of several of one seed the first."""
     by_seed: dict[int, Run] = {}

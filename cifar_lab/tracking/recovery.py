@@ -39,6 +39,12 @@ def can_continue(run: Run, tags: Mapping[str, str]) -> bool:
     return is_ours(run, tags) and there and not changed_environment(run, tags)
 
 
+def is_damaged(run: Run) -> bool:
+    """Whether an unfinished run has a checkpoint that can't be used."""
+    checkpoint = places.checkpoint_of(run.info.run_id)
+    return checkpoint.exists() and not is_whole(checkpoint)
+
+
 def is_ours(run: Run, tags: Mapping[str, str]) -> bool:
     """Whether nobody else can be training `run`: it is in a database of this machine, or of the folder in `tags`.
 

@@ -1,17 +1,21 @@
-"""Registered models, loaded to be asked: only ours, only whole, nothing unpickled."""
+"""Registered models: what they are called, which is the champion, and loading one without unpickling anything."""
 
-from contextlib import suppress
+import io
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import mlflow
+import torch
 from mlflow.entities import Run
+from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.pyfunc import PyFuncModel
 from mlflow.tracking import MlflowClient
 
-from cifar_lab.errors import UserError
+from cifar_lab.errors import UserError, first_line
 from cifar_lab.files import file_digest
 from cifar_lab.tracking import store
 from cifar_lab.tracking.store import DATASET
@@ -19,15 +23,12 @@ from cifar_lab.tracking.store import DATASET
 ALIAS = "champion"
 ON_CPU = {"device": "cpu"}  # MLflow would take CUDA where there is some, and the weights are not there
 EXPORTED = "data/model.pt2"  # torch.export's format
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's codes for no such model, alias or run
 
 
 def champion_address(client: MlflowClient) -> str:
     """The address of the champion. Raises UserError if there is none, or one of each of several data sets."""
-    found = []
-    for model in client.search_registered_models():
-        with suppress(MlflowException):  # the alias may be left of a version that was deleted
-            if ALIAS in model.aliases and client.get_model_version_by_alias(model.name, ALIAS):
-                found.append(f"models:/{model.name}@{ALIAS}")
+    found = [f"models:/{model.name}@{ALIAS}" for model in _models(client) if find_champion(client, model.name)]
     if not found:
         raise UserError("no champion yet; make experiment trains some models and chooses one")
     if len(found) > 1:
@@ -36,18 +37,45 @@ def champion_address(client: MlflowClient) -> str:
 
 
 def load_registered(address: str) -> tuple[PyFuncModel, tuple[str, ...]]:
-    """A model by its address, models:/..., and its classes. Raises UserError."""
+    """A model by its address, models:/..., and its classes; one that is not ours, or damaged, is not even tried.
+
+    Raises UserError.
+    """
     with TemporaryDirectory() as folder:
         try:
             path = Path(mlflow.artifacts.download_artifacts(address, dst_path=folder))
-            metadata = Model.load(str(path)).metadata or {}
-        except (MlflowException, OSError, ValueError) as error:
-            raise UserError(f"{address}: {store.explain(error) or str(error).partition(chr(10))[0]}") from None
-        if not metadata.get("classes") or not (path / EXPORTED).is_file():
+        except (MlflowException, OSError) as error:
+            raise UserError(f"{address}: {store.explain(error) or first_line(error)}") from None
+        try:
+            found = Model.load(str(path))
+            flavor, metadata = found.flavors["python_function"], found.metadata or {}
+            exported = (
+                flavor["loader_module"] == "mlflow.pytorch" and not flavor.get("code") and (path / EXPORTED).exists()
+            )
+            ours = exported and metadata.get("classes") and not _has_pickles(path / EXPORTED)
+            whole = metadata.get("digest", digest := model_digest(path)) == digest if ours else True
+        except Exception as error:  # of a file that is not what it should be, in many ways
+            raise UserError(f"{address} is damaged ({first_line(error)})") from None
+        if not ours:
             raise UserError(f"{address} was not registered by cifar_lab: it is no exported model with its classes")
-        if metadata.get("digest", digest := model_digest(path)) != digest:
+        if not whole:
             raise UserError(f"{address} is damaged: its files are not those that were registered")
         return mlflow.pyfunc.load_model(str(path), model_config=ON_CPU), tuple(metadata["classes"])
+
+
+def _has_pickles(exported: Path) -> bool:
+    """Whether an exported model has parts that torch would unpickle; ours has tensors only."""
+    with zipfile.ZipFile(exported) as archive:
+        for name in archive.namelist():
+            content = archive.read(name)
+            if name.endswith("_config.json") and b'"use_pickle": true' in content:
+                return True
+            if name.endswith(".pt"):
+                try:
+                    torch.load(io.BytesIO(content), weights_only=True)
+                except Exception:  # which torch.export would answer with unpickling it
+                    return True
+    return False
 
 
 def model_digest(folder: Path) -> str:
@@ -57,13 +85,24 @@ def model_digest(folder: Path) -> str:
 
 def model_name(client: MlflowClient, dataset: str) -> str:
     """Of the registered model of a data set: the data set's, unless it was renamed since."""
-    models = client.search_registered_models()
-    return next((model.name for model in models if model.tags.get(DATASET) == dataset), dataset)
+    return next((model.name for model in _models(client) if model.tags.get(DATASET) == dataset), dataset)
 
 
 def find_champion(client: MlflowClient, name: str) -> Run | None:
     """The run of the champion version of a registered model."""
     try:
         return client.get_run(client.get_model_version_by_alias(name, ALIAS).run_id)
-    except MlflowException:  # no such model, alias or run
+    except MlflowException as error:
+        if error.error_code not in ABSENT:
+            raise
         return None
+
+
+def _models(client: MlflowClient) -> Iterator[RegisteredModel]:
+    token = None
+    while True:
+        page = client.search_registered_models(page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return

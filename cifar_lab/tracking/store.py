@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from requests import RequestException
 
-from cifar_lab.errors import UserError, disk_trouble
+from cifar_lab.errors import UserError, disk_trouble, first_line
 from cifar_lab.files import atomic_write
 from cifar_lab.tracking.locks import store_lock
 from cifar_lab.tracking.places import (
@@ -147,8 +147,8 @@ def _proxy() -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    text = re.search("[(]sqlite3.*", str(error)) or re.search(".+", str(error))
-    return without_user(text.group()) if text else type(error).__name__
+    text = re.search("[(]sqlite3.*", str(error))
+    return without_user(text.group() if text else first_line(error))
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,39 +9,27 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from cifar_lab.errors import UserError
-from cifar_lab.files import atomic_write
+from cifar_lab.files import atomic_write, is_whole, seal
 
 
 class WholeCheckpoint(TorchCheckpointIO):
-    """Checkpoint files that are there whole or not at all, and are read without unpickling."""
+    """Lightning's reader and writer of checkpoint files, for sealed ones."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Path, storage_options: Any = None) -> None:
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)  # to a file, it would hide that the disk is full
         with atomic_write(Path(path)) as file:
-            file.write_bytes(buffer.getbuffer())
+            file.write_bytes(seal(buffer.getvalue()))
 
     def load_checkpoint(self, path: Path, *_: Any, **__: Any) -> dict[str, Any]:
         return load_checkpoint(Path(path))
 
 
-def load_checkpoint(path: Path, name: str = "") -> dict[str, Any]:
-    """What train wrote, on the CPU, without unpickling objects.
-
-    Raises UserError, which calls the file `name`, if a byte of it is not as it was written.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if changed := archive.testzip():
-                raise ValueError(f"{changed} is not what was written")
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        if not {"state_dict", "epoch"} <= set(found):
-            raise ValueError("it is no checkpoint of a run")
-    except Exception as error:  # zip, pickle and torch each raise their own
-        reason = str(error).partition("\n")[0]
-        advice = "" if name else "; delete it and start again"
-        raise UserError(f"{name or f'the checkpoint {path}'} is damaged ({reason}){advice}") from None
-    return found
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """What train wrote, on the CPU, without unpickling objects. Raises UserError if it is not as it was written."""
+    if not is_whole(path):
+        raise UserError(f"the checkpoint {path} is damaged; delete it and start again")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def weights_digest(model: torch.nn.Module) -> str:

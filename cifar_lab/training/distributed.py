@@ -16,7 +16,7 @@ import torch.distributed as dist
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 
-from cifar_lab.errors import UserError
+from cifar_lab.errors import UserError, first_line
 from cifar_lab.processes import follow_parent, fork_server
 
 POLL_SECONDS = 0.05
@@ -103,7 +103,8 @@ def _other(rank: int, group: tuple[str, int, int], body: Callable[..., Any], arg
         _join(rank, store, accelerator, devices)
         body(rank, *arguments)
         store.set(f"{rank} done", "")
-    except UserError:  # rank 0 raises it too
+    except UserError as error:  # which rank 0 may raise too
+        store.set("error", str(error))
         os._exit(1)
     except Exception:
         store.set("error", traceback.format_exc())
@@ -114,5 +115,4 @@ def _join(rank: int, store: dist.Store, accelerator: str, devices: int) -> None:
     try:
         dist.init_process_group("nccl" if accelerator == "cuda" else "gloo", store=store, rank=rank, world_size=devices)
     except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"the processes of the run can't reach each other: {reason}") from None
+        raise UserError(f"the processes of the run can't reach each other: {first_line(error)}") from None

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch.utils import collect_env
 
-from cifar_lab.errors import UsageError, UserError
+from cifar_lab.errors import UsageError, UserError, first_line
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
@@ -23,7 +23,7 @@ def resolve_accelerator(accelerator: str) -> str:
             try:
                 torch.cuda.init()
             except RuntimeError as error:
-                reason = str(error).partition("\n")[0].rstrip(".")
+                reason = first_line(error).rstrip(".")
                 raise UserError(f"torch can't use the GPU here: {reason}. Without it: --accelerator cpu") from None
             return "cuda"
         if torch.backends.mps.is_available():

@@ -26,6 +26,7 @@ from cifar_lab.training.classifier import Classifier, Diverged
 from cifar_lab.training.distributed import ddp, ranks
 from cifar_lab.training.hardware import exact_fp32, keep_freed_memory, resolve_accelerator
 
+DRAWS = 1  # after rank and epoch, in the key that a stream derives from
 DIVERGED = 10  # times the loss of guessing, at the end of training
 INITIALISATION = 1 << 32  # beside any epoch number, in the key that a stream derives from
 
@@ -115,7 +116,8 @@ def _enough_memory() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
+        told = "can't allocate memory" in str(error) or "out of memory" in str(error)  # by a CPU, by Apple's GPU
+        if not (told or isinstance(error, torch.OutOfMemoryError | MemoryError)):
             raise
         reason = " ".join(str(error).split(". ")[:2]).partition("\n")[0]
         raise UserError(
@@ -179,7 +181,7 @@ class _Draws(Callback):
         self.seed, self.rank = seed, rank
 
     def on_train_epoch_start(self, trainer: Trainer, *_: object) -> None:
-        torch.manual_seed(derive_seed(self.seed, trainer.current_epoch, 1 + self.rank))
+        torch.manual_seed(derive_seed(self.seed, trainer.current_epoch, 1 + self.rank, DRAWS))
 
     on_validation_epoch_start = on_test_epoch_start = on_train_epoch_start
 
