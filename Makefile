@@ -25,7 +25,7 @@ export PIP_USER := 0
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 .PHONY: help setup experiment pairs sweep reproduce compare report best predict serve data check-gpu ui server relocate test bench lint audit lock
-LAB := $(BIN)python -m cifar_lab $(if $(DEBUG),--debug)
+LAB := $(BIN)python -m cifar_lab$(if $(DEBUG), --debug)
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12

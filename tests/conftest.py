@@ -47,6 +47,13 @@ def image_folder(tmp_path):
     return write_images(tmp_path / "images")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _own_runs():
+    """What MLflow keeps in the environment of this process ends with the tests of a file."""
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     """An empty current directory: no data, no runs, nothing given by the environment."""

@@ -13,6 +13,7 @@ from mlflow.tracking import MlflowClient
 from requests import RequestException
 
 from cifar_lab.errors import UserError
+from cifar_lab.tracking.places import is_local
 from cifar_lab.tracking.store import explain
 
 DIGESTS = "digests"  # tag with the digest of each text, by path
@@ -43,7 +44,8 @@ def downloaded(client: MlflowClient, run: Run, path: str) -> Iterator[Path]:
         try:
             file = Path(client.download_artifacts(run.info.run_id, path, folder))
         except (MlflowException, OSError, RequestException) as error:
-            reason = f": {told}" if (told := explain(error)) and "No such artifact" not in told else " is gone"
+            absent = isinstance(error, MlflowException) and is_local()
+            reason = f": {told}" if not absent and (told := explain(error)) else " is gone"
             raise UserError(f"the artifact {path} of {run.info.run_name} ({run.info.run_id}){reason}") from None
         yield file
 

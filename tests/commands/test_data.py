@@ -26,7 +26,7 @@ def test_images_that_are_there_twice_are_counted(workplace, capsys):
         (images / copy).write_bytes(picture)
     assert main(["data"]) == 0
     output = capsys.readouterr().out
-    assert "\n2 images of train have the pixels of another one of it\n" in output
+    assert "\n2 images of train repeat the pixels of an earlier one\n" in output
     assert "\n1 images of test have the pixels of one of train\n" in output
 
 

@@ -26,7 +26,7 @@ from cifar_lab.data import imagefiles, official
 from cifar_lab.data.cache import find_cached, load_dataset, open_dataset
 from cifar_lab.data.catalogue import CIFAR10, CIFAR100
 from cifar_lab.data.selection import select
-from cifar_lab.errors import DataError, UsageError
+from cifar_lab.errors import DataError, UsageError, UserError
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -601,7 +601,7 @@ def test_full_disk_leaves_nothing_behind(image_folder, workplace, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(np, "save", full)
-    with pytest.raises(DataError, match=r"cannot write data/cache/.*: No space left"):
+    with pytest.raises(UserError, match=r"cannot write data/cache/.*: No space left"):
         load_dataset("auto", image_folder)
     assert not list(workplace.glob("data/cache/*"))
     assert not leftovers(workplace)

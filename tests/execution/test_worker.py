@@ -1,11 +1,11 @@
 """Mistakes of our own: the run is FAILED with the traceback, one line tells it, and --debug shows where it is."""
 
+import os
 import sys
 
 import pytest
 from conftest import EXPERIMENTS
 
-from cifar_lab import __main__
 from cifar_lab.__main__ import main
 from cifar_lab.commands import best
 from cifar_lab.config import load_config
@@ -78,12 +78,32 @@ def test_what_the_terminal_cannot_show_ends_nothing(monkeypatch, tmp_path):
     assert (tmp_path / "output").read_text() == "50 +- 1 %, ?, ?\n"
 
 
-def test_nobody_reading_is_no_mistake(monkeypatch, capfd):
+@pytest.mark.parametrize("lines", [1, 10_000])  # less than a buffer holds, and more
+def test_nobody_reading_is_no_mistake(monkeypatch, capsys, lines):
     def show(options):
-        raise BrokenPipeError
+        for line in range(lines):
+            print(f"line {line}")
+        return 0
 
     monkeypatch.setattr(best, "run", show)
-    with monkeypatch.context() as patch:
-        patch.setattr(__main__.os, "dup2", lambda *_: None)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
         assert main(["best"]) == 141
-    assert capfd.readouterr().err == ""
+    assert capsys.readouterr().err == ""
+
+
+def test_a_broken_pipe_to_something_else_is_told(monkeypatch, capsys):
+    def show(options):
+        raise BrokenPipeError("of a worker")
+
+    monkeypatch.setattr(best, "run", show)
+    assert main(["best"]) == 1
+    assert "BrokenPipeError: of a worker" in capsys.readouterr().err
+
+
+def test_without_an_output_nothing_breaks(monkeypatch):
+    monkeypatch.setattr(best, "run", lambda options: 0)
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["best"]) == 0

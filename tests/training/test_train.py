@@ -9,7 +9,7 @@ from pytorch_lightning import Callback
 
 from cifar_lab.config import load_config
 from cifar_lab.data.cache import load_dataset, open_dataset
-from cifar_lab.errors import DataError, UserError
+from cifar_lab.errors import UserError
 from cifar_lab.files import is_whole
 from cifar_lab.networks import build
 from cifar_lab.networks.linear import LogisticRegression
@@ -142,7 +142,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(digits, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))  # as a full disk, it fails in the middle
     try:
-        with pytest.raises(DataError, match=f"cannot write {checkpoint}: File too large"):
+        with pytest.raises(UserError, match=f"cannot write {checkpoint}: File too large"):
             train(config, 0, digits, checkpoint, "cpu")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -154,7 +154,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(digits, tmp_path):
 
 def test_a_damaged_checkpoint_is_named(digits, tmp_path):
     (tmp_path / "run").write_bytes(b"PK no checkpoint")
-    with pytest.raises(UserError, match=rf"the checkpoint {tmp_path}/run is damaged \(.*\); delete it and start again"):
+    with pytest.raises(UserError, match=f"the checkpoint {tmp_path}/run is damaged; delete it and start again"):
         train(config_of("linear", digits), 0, digits, tmp_path / "run", "cpu")
 
 
@@ -168,13 +168,13 @@ def test_one_flipped_bit_of_a_checkpoint_is_found(digits, tmp_path):
     whole[place] ^= 1
     checkpoint.write_bytes(whole)
     assert not is_whole(checkpoint)
-    with pytest.raises(UserError, match=r"is damaged \(\S+/data/\d+ is not what was written\); delete it"):
+    with pytest.raises(UserError, match="is damaged; delete it and start again"):
         train(config, 0, digits, checkpoint, "cpu")
 
 
 def test_a_file_that_is_no_checkpoint_is_named(digits, tmp_path):
     torch.save({"epoch": 1}, tmp_path / "run")
-    with pytest.raises(UserError, match=r"is damaged \(it is no checkpoint of a run\)"):
+    with pytest.raises(UserError, match="is damaged; delete it and start again"):
         train(config_of("linear", digits), 0, digits, tmp_path / "run", "cpu")
 
 
