@@ -2,8 +2,10 @@
 
 import codecs
 import importlib
+import io
 import logging
 import os
+import select
 import signal
 import sys
 import warnings
@@ -31,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, SystemExit):  # which Lightning makes of the former
         code = INTERRUPTED
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and not _is_read(sys.stdout):
+        if isinstance(error, BrokenPipeError) and _reader_left(sys.stdout):
             return 128 + signal.SIGPIPE
         logger.debug("", exc_info=error)
         print(f"cifar_lab: {_reason(error)}", file=sys.stderr)
@@ -40,18 +42,25 @@ def main(arguments: list[str] | None = None) -> int:
         if code != INTERRUPTED:  # else they stay ignored to the end of the process
             for number, handler in zip(INTERRUPTS, handlers, strict=True):
                 signal.signal(number, handler)
-    return code if _is_read(sys.stdout) else 128 + signal.SIGPIPE
+    return 128 + signal.SIGPIPE if _reader_left(sys.stdout) else code
 
 
-def _is_read(output: TextIO | None) -> bool:
-    """Whether somebody reads what was printed; of `| head` nobody does any more."""
-    try:
-        if output:
-            output.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
+def _reader_left(output: TextIO | None) -> bool:
+    """Whether nobody reads what is printed any more, as after `| head`; what is still to be written is dropped."""
+    if output is None:
         return False
-    return True
+    watch = select.poll()
+    try:
+        watch.register(output, 0)
+        output.flush()
+        left = any(event & (select.POLLERR | select.POLLHUP) for _, event in watch.poll(0))
+    except io.UnsupportedOperation:  # no file of the system
+        return False
+    except BrokenPipeError:
+        left = True
+    if left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
+    return left
 
 
 def _let_libraries_warn() -> None:

@@ -53,5 +53,5 @@ def network_of(client: MlflowClient, run: Run) -> Probabilities:
     except RuntimeError:
         raise UserError(f"the model of {name} was made by other code") from None
     if weights_digest(network) != run.data.tags.get("weights_digest"):
-        raise UserError(f"the checkpoint of {name} has not the weights of its run")
+        raise UserError(f"the weights in the checkpoint of {name} are not those of the run")
     return Probabilities(network, config.data.sides[-1]).eval()
