@@ -24,7 +24,7 @@ export PIP_USER := 0
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup experiment pairs sweep reproduce compare report best predict serve data check-gpu ui server relocate test bench lint audit lock
+.PHONY: help setup experiment pairs sweep reproduce compare report best predict serve data check-gpu ui server relocate test bench lint conda audit lock
 LAB := $(BIN)python -m cifar_lab$(if $(DEBUG), --debug)
 
 help:  ## list the targets
@@ -100,7 +100,7 @@ check-gpu: $(READY)  ## say in a table whether the GPU here trains right, and ho
 	$(LAB) check-gpu
 
 test: $(READY)  ## run all tests
-	$(BIN)python -m pytest
+	$(BIN)python -m pytest -n 3 --dist loadfile --durations=25
 
 bench: $(READY)  ## measure speed against plain PyTorch, torchvision and scikit-learn into benchmarks/RESULTS.md
 	$(BIN)python -m benchmarks
@@ -108,6 +108,9 @@ bench: $(READY)  ## measure speed against plain PyTorch, torchvision and scikit-
 lint: $(READY)  ## check style
 	$(BIN)ruff check .
 	$(BIN)ruff format --check .
+
+conda: $(READY)  ## install what conda's pip step would, into a new environment that is then removed
+	.ci/conda
 
 audit: $(READY)  ## look the locked packages up among known vulnerabilities (needs the network)
 	$(BIN)uv tool run pip-audit --strict --no-deps --disable-pip --requirement requirements.lock
