@@ -109,3 +109,13 @@ def test_environment_yml_installs_the_lock_and_this_package_on_a_python_that_fit
     assert Requirement(f"python{project['requires-python']}").specifier.contains(python.removeprefix("python="))
     assert pip == "pip"
     assert with_pip["pip"] == ["--requirement requirements.lock", "--editable ."]
+
+
+def test_readme_and_experiment_files_tell_the_same_results():
+    readme = (REPOSITORY / "README.md").read_text()
+    for file in (REPOSITORY / "experiments").glob("*.toml"):
+        header = file.read_text().partition("\n[")[0]
+        results = re.findall(r"\d+\.\d+ ± \d+\.\d+ %", header)
+        assert results, file.name
+        for result in results:
+            assert result in readme, file.name

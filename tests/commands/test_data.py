@@ -1,5 +1,6 @@
 import re
 
+import numpy as np
 from conftest import write_images
 from PIL import Image
 
@@ -16,7 +17,11 @@ def test_images_are_described_and_drawn(workplace, capsys):
     assert re.search(r"\nall +120 +40\n", output)
     assert "the first 10 training images of each class are drawn in samples.png" in output
     with Image.open(workplace / "samples.png") as picture:
-        assert min(picture.size) > 300
+        grey = np.asarray(picture.convert("L"))
+    for label in range(10):  # of each class a row of images in its own shade
+        shade = (grey >= 25 * label + 2) & (grey < 25 * label + 18)
+        rows = np.flatnonzero(shade.sum(axis=1) > grey.shape[1] / 3)
+        assert len(rows) > 15, label
 
 
 def test_images_that_are_there_twice_are_counted(workplace, capsys):

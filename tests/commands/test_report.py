@@ -1,14 +1,20 @@
 """The page about repeats: what is in it, and how it looks in a browser."""
 
+import base64
+import io
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+import torch
 from conftest import Driver, experiment_arguments
 from mlflow.tracking import MlflowClient
+from PIL import Image
 
 from cifar_lab.analysis.comparison import summarise
 from cifar_lab.data.cache import open_dataset
+from cifar_lab.tracking.load import network_of
 
 pytestmark = pytest.mark.slow
 
@@ -66,10 +72,18 @@ def test_page_needs_no_other_file_and_every_image_says_what_it_shows(page):
 
 
 def test_examples_are_errors_of_the_run(tracked, page):
-    names = open_dataset(next(tracked.folder.glob("data/cache/*"))).classes
-    found = re.findall(r'alt="(\d) taken for (\d)"', page)
-    assert found
-    assert all(true != wrong and {true, wrong} <= set(names) for true, wrong in found)
+    dataset = open_dataset(next(tracked.folder.glob("data/cache/*")))
+    (best,) = tracked.runs("tags.best = 'true'")
+    network = network_of(tracked.client, best)
+    predicted = network(torch.from_numpy(dataset.images["test"])).argmax(dim=1)
+    found = re.findall(r'src="data:image/png;base64,([^"]+)" alt="(\d) taken for (\d)"', page)
+    assert len(found) > 6
+    for picture, true, wrong in found:
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))))
+        same = np.flatnonzero((dataset.images["test"] == pixels).all(axis=(1, 2, 3)))
+        shown = {(dataset.classes[dataset.labels["test"][i]], dataset.classes[predicted[i]]) for i in same}
+        assert (true, wrong) in shown
+        assert true != wrong
 
 
 def test_page_is_tracked_with_both_parents(tracked, page):

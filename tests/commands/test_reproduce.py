@@ -169,6 +169,16 @@ def test_what_differs_around_two_runs_is_listed(tracked):
     assert compare_runs(tracked.client, first, first, 0.0).holds
 
 
+def test_an_id_that_several_runs_begin_with_is_refused(copied):
+    folder, client, run = copied
+    others = [client.create_run(run.info.experiment_id, tags=run.data.tags) for _ in range(16)]
+    ids = [found.info.run_id for found in (run, *others)]
+    shared = next(first for first in "0123456789abcdef" if sum(found.startswith(first) for found in ids) > 1)
+    code, output = cifar_lab(folder, "reproduce", shared)
+    assert (code, output.count("\n")) == (1, 1)
+    assert f"runs have ids that begin with {shared}; give more of it" in output
+
+
 def test_mistakes_cost_one_line(tracked, tmp_path):
     parent = tracked.runs("tags.kind = 'repeats'")[0]
     for prefix, message in (

@@ -3,13 +3,14 @@
 import gzip
 import json
 import socket
+import subprocess
 import time
 import urllib.error
 import urllib.request
 
 import numpy as np
 import pytest
-from conftest import Driver
+from conftest import REPOSITORY, Driver
 
 from cifar_lab.data.cache import open_dataset
 
@@ -59,6 +60,16 @@ def test_images_get_probabilities(tracked, address):
     probabilities = np.array(json.loads(text)["predictions"])
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     assert (probabilities.argmax(1) == dataset.labels["test"][:50]).mean() > 0.5
+
+
+def test_the_readme_s_question_is_answered(tracked, address):
+    lines = (REPOSITORY / "README.md").read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("    python3 -c"))
+    command = "\n".join(lines[start : start + 2]).replace("http://127.0.0.1:5001", address)
+    answer = subprocess.run(command, shell=True, capture_output=True, text=True, check=True).stdout
+    blue = np.full((1, 32, 32, 3), (90, 140, 200)).tolist()
+    assert json.loads(answer) == json.loads(post(address, json.dumps({"inputs": blue}).encode())[1])
+    assert len(json.loads(answer)["predictions"][0]) == 10
 
 
 def test_other_habits_are_understood(tracked, address):

@@ -64,6 +64,7 @@ def test_two_processes_learn_as_well_as_one(digits, tmp_path):
     ]
     one, two = (sum(values) / 2 for values in accuracies)
     assert abs(one - two) < 0.05, accuracies
+    assert min(one, two) > 0.8, accuracies  # guessing gives 0.1
 
 
 class Enough(Callback):
