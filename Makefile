@@ -105,9 +105,10 @@ test: $(READY)  ## run all tests
 bench: $(READY)  ## measure speed against plain PyTorch, torchvision and scikit-learn into benchmarks/RESULTS.md
 	$(BIN)python -m benchmarks
 
-lint: $(READY)  ## check style
+lint: $(READY)  ## check style and types
 	$(BIN)ruff check .
 	$(BIN)ruff format --check .
+	$(BIN)mypy cifar_lab
 
 audit: $(READY)  ## look the locked packages up among known vulnerabilities (needs the network)
 	$(BIN)uv tool run pip-audit --strict --no-deps --disable-pip --requirement requirements.lock

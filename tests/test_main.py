@@ -58,7 +58,7 @@ MISTAKES = [
     (("ui", "--port", "70000"), "--port: '70000' is not a port: 1 to 65535"),
     (("experiment", LINEAR, "--accelerator", "tpu"), "argument --accelerator: invalid choice: 'tpu'"),
     (("reproduce",), "the following arguments are required: run"),
-    (("reproduce", "abc", "--tolerance", "-1"), "--tolerance: '-1' is not a number from 0"),
+    (("reproduce", "abc", "--tolerance", "-1"), "--tolerance: '-1' is not a non-negative number"),
     (("compare", "linear", "--figure", "x.doc"), "--figure: 'x.doc' does not end in .png, .svg, .pdf"),
     (("compare", "linear", "--metric", "test/acc,val/acc"), "argument --metric: invalid choice: 'test/acc,val/acc'"),
     (("best", "--metric", "test/acc"), "unrecognized arguments: --metric test/acc"),

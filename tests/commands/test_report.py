@@ -46,7 +46,7 @@ def test_page_says_what_was_measured(tracked, page):
     for name in ("linear", "cnn"):
         values = [run.data.metrics["test/acc"] for run in children if run.data.tags["experiment"] == name]
         assert str(summarise(values)) in text
-    assert "too few seeds to tell anything" in text
+    assert "n is too small for p < 0.05" in text
     assert f"make reproduce RUN={best.info.run_id}" in text
     assert 'make experiment EXPERIMENTS="linear cnn" SEEDS=2' in text
     for tag in ("device", "torch", "code_digest", "data_digest"):

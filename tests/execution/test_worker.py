@@ -61,7 +61,7 @@ def test_an_error_before_there_is_a_run_names_no_artifact(planned, monkeypatch):
 def test_the_command_line_tells_it_in_a_line_and_where_with_debug(monkeypatch, capsys, caplog, debug):
     monkeypatch.setattr(best, "run", lambda options: {}["\x1b[31m"])
     assert main(["best", *["--debug"] * debug]) == 1
-    line = "cifar_lab: KeyError: '\\x1b[31m' (a mistake of cifar_lab, please report it; --debug shows where it is)\n"
+    line = "cifar_lab: KeyError: '\\x1b[31m' (a bug in cifar_lab, please report it; --debug shows the traceback)\n"
     assert capsys.readouterr().err == line
     assert ("in <lambda>" in caplog.text) == debug
 
