@@ -95,6 +95,7 @@ def _replace_unencodable_characters() -> None:
     """Print "?" (for ± "+-") where the terminal's encoding lacks a character, instead of raising."""
 
     def replace(error: UnicodeError) -> tuple[str, int]:
+        assert isinstance(error, UnicodeEncodeError)
         missing = error.object[error.start : error.end]
         return "".join("+-" if character == "±" else "?" for character in missing), error.end
 

@@ -51,7 +51,7 @@ def run_experiments(
     jobs = _MissingRuns(planned)
     interrupted = not _train(client, jobs, workers, console)
     if interrupted:
-        with contextlib.suppress(MlflowException), store.impatient():
+        with contextlib.suppress(MlflowException), store.short_timeouts():
             console.print(_results(client, planned, interrupted))
     else:
         console.print(_results(client, planned, interrupted))
@@ -138,7 +138,7 @@ def _train(client: MlflowClient, jobs: _MissingRuns, workers: Pool | Cluster, co
                 lifecycle.mark(client, item.parent.info.run_id, "RUNNING")
             run_jobs(jobs, workers, resources, console, show, recover)
         except KeyboardInterrupt:
-            with store.impatient():
+            with store.short_timeouts():
                 recover()
             return False
     for job in [*jobs.jobs]:

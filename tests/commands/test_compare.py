@@ -127,15 +127,15 @@ def test_runs_of_different_code_are_reported(client, workplace, capsys):
     _, ids = add_repeats(client, "linear", LOW)
     client.set_tag(ids[0], "code_digest", "other")
     compare(workplace, "linear")
-    assert "the runs were not all made with the same code, but with 2" in capsys.readouterr().out
+    assert "the runs differ in code: 2 different values" in capsys.readouterr().out
 
 
 def test_unknown_and_doubled_names_cost_one_line(client, workplace):
     add_repeats(client, "linear", LOW)
     for names, message in (
-        (["lineer"], "lineer: no finished runs of that name, config hash or run id"),
-        (["li'near"], "no finished runs of that name"),
-        (["linear", "linear-hash"], "two of linear, linear-hash are the same repeats"),
+        (["lineer"], "lineer: no finished runs with that name, config hash or run id"),
+        (["li'near"], "no finished runs with that name"),
+        (["linear", "linear-hash"], "two of linear, linear-hash name the same runs"),
     ):
         with pytest.raises(UserError, match=message):
             compare(workplace, *names)

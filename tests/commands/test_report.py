@@ -110,8 +110,8 @@ def test_without_held_out_images_no_run_is_called_the_best(unused):
 
 def test_mistakes_cost_one_line(tracked):
     for arguments, code, message in (
-        (("report", "lineer"), 1, "lineer: no finished runs of that name"),
-        (("report", "linear", "linear"), 2, "two of linear, linear are the same repeats"),
+        (("report", "lineer"), 1, "lineer: no finished runs with that name"),
+        (("report", "linear", "linear"), 2, "two of linear, linear name the same runs"),
         (("report", "linear", "--output", "x.pdf"), 2, "'x.pdf' does not end in .html"),
     ):
         driver = Driver(tracked.folder, *arguments)

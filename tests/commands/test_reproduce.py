@@ -111,7 +111,7 @@ def test_what_was_changed_behind_a_run_is_refused(copied):
     damaged = f"cifar_lab: the artifact config.toml of {name} is damaged\n"
     assert cifar_lab(folder, "reproduce", run.info.run_id) == (1, damaged)
     config.unlink()
-    gone = f"cifar_lab: the artifact config.toml of {name} is gone\n"
+    gone = f"cifar_lab: the artifact config.toml of {name} is missing\n"
     assert cifar_lab(folder, "reproduce", run.info.run_id) == (1, gone)
 
     (other,) = client.search_runs([run.info.experiment_id], "attributes.run_name = 'linear-seed1'")
@@ -120,7 +120,7 @@ def test_what_was_changed_behind_a_run_is_refused(copied):
     assert cifar_lab(folder, *predict)[0] == 0
     checkpoint = Path(other.info.artifact_uri) / "checkpoints" / "last.ckpt"
     kept, others = checkpoint.read_bytes(), (artifacts / "checkpoints" / "last.ckpt").read_bytes()
-    foreign = f"the weights in the checkpoint of linear-seed1 ({other.info.run_id}) are not those of the run"
+    foreign = f"the weights in the checkpoint of linear-seed1 ({other.info.run_id}) are not those that the run logged"
     broken = f"the checkpoint of linear-seed1 ({other.info.run_id}) is damaged ("
     for content, reason in ((kept[:5000] + b"x" + kept[5001:], foreign), (others, foreign), (kept[:5000], broken)):
         checkpoint.write_bytes(content)

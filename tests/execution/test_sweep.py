@@ -144,7 +144,10 @@ def test_a_sweep_killed_twice_ends_with_every_trial_accounted_for(unused):
     assert "0 of 12 trials to go" in again.output()
     text = (unused / "experiments" / f"{name}.toml").read_text()
     assert (text, [run.to_dictionary() for run in finished(unused, name)[1].values()]) == before
-    for command, message in ((("best",), "no run has finished"), (("compare", name), "no finished runs of that name")):
+    for command, message in (
+        (("best",), "no run has finished"),
+        (("compare", name), "no finished runs with that name"),
+    ):
         driver = Driver(unused, *command)
         assert driver.wait() == 1
         assert message in driver.output()

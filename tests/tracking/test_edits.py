@@ -114,7 +114,7 @@ mlflow.pytorch.log_model(torch.nn.Linear(2, 2), name="model", metadata={{"classe
     output = cifar_lab(folder, "predict", "picture.png", "--model", "models:/theirs/1", code=1)
     assert (
         output
-        == "cifar_lab: models:/theirs/1 was not registered by cifar_lab: it is no exported model with its classes\n"
+        == "cifar_lab: models:/theirs/1 was not registered by cifar_lab: it is not an exported model with classes\n"
     )
     shutil.rmtree(next((folder / "mlruns").glob("digits/models/*/artifacts/data/model.pth")).parents[1])
     output = cifar_lab(folder, "predict", "picture.png", "--model", "models:/theirs/1", code=1)

@@ -112,7 +112,7 @@ def test_runs_that_moved_in_are_complete_and_more_are_added_by_another_user(serv
 def test_who_is_not_known_is_told_so_in_one_line(server, unused):
     driver = Driver(unused, *experiment_arguments("--seeds", "1"), MLFLOW_TRACKING_URI=server)
     assert driver.wait() == 1
-    said = f"cifar_lab: cannot open the runs: {server} does not know you; set MLFLOW_TRACKING_USERNAME and"
+    said = f"cifar_lab: cannot open the runs: {server} refused the login; set MLFLOW_TRACKING_USERNAME and"
     assert driver.output().splitlines()[-1].startswith(said)
 
 

@@ -37,11 +37,11 @@ def test_artifacts_follow_a_moved_folder(workplace, tmp_path, monkeypatch):
     shutil.move(workplace, moved)
     enter(moved, monkeypatch)
 
-    message = f"this folder was {old} when its runs were made; make relocate lets them follow"
+    message = f"the runs were made in {old}, before this folder was moved; run make relocate"
     with pytest.raises(UserError) as caught:
         store.connect()
     assert str(caught.value) == message
-    assert store.relocate() == f"artifacts of {old}/mlruns are now found in {moved}/mlruns"
+    assert store.relocate() == f"artifacts from {old}/mlruns are now found in {moved}/mlruns"
     assert store.relocate() == f"nothing to do: artifacts are in {moved}/mlruns"
 
     client = store.connect()
@@ -128,7 +128,7 @@ def test_a_damaged_identity_is_made_anew(workplace, content):
 def test_what_stands_where_runs_are_kept_is_named(workplace):
     for name in "mlruns", "checkpoints":
         (workplace / name).symlink_to("nowhere")
-        with pytest.raises(UserError, match=f"{workplace}/{name} is no folder, but runs are to be kept there"):
+        with pytest.raises(UserError, match=f"{workplace}/{name} is not a folder, but runs are stored there"):
             store.connect(make=True)
         (workplace / name).unlink()
 
@@ -164,7 +164,7 @@ def test_a_proxy_that_takes_what_is_local_is_named(workplace, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     monkeypatch.setenv("http_proxy", "http://me:secret@proxy:3128")
     error = MlflowException("API request to http://127.0.0.1 failed with exception Max retries exceeded")
-    proxy = ", asked through the proxy http://proxy:3128; NO_PROXY=127.0.0.1 goes around it"
+    proxy = " through the proxy http://proxy:3128; NO_PROXY=127.0.0.1 bypasses it"
     assert store.explain(error) == f"no answer from the tracking server http://127.0.0.1:5000{proxy}"
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     assert store.explain(error) == "no answer from the tracking server http://127.0.0.1:5000"
@@ -189,7 +189,7 @@ EXPLAINED = [
     ),
     (
         MlflowException("API request to endpoint /api failed with error code 401 != 200"),
-        "http://host does not know you; set MLFLOW_TRACKING_USERNAME",
+        "http://host refused the login; set MLFLOW_TRACKING_USERNAME",
     ),
     (MlflowException("autoflush\n(sqlite3.OperationalError) database is locked\n[SQL: ..."), "http://host: (sqlite3."),
 ]
