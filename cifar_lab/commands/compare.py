@@ -1,4 +1,4 @@
-"""Sets of repeats beside one another: which is higher, by how much, and whether there are enough seeds to tell."""
+"""Compare experiments: which is higher, by how much, and whether the difference is significant."""
 
 import argparse
 from collections import Counter
@@ -23,7 +23,7 @@ from cifar_lab.tracking.lookup import curves_of, load_sets, remarks, values_of
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the table of a metric of each set of repeats and of each pair's difference, and draw them."""
+    """Print and draw a metric of each experiment, and the difference of each pair. Raises UserError."""
     metric, figure = options.metric, options.figure
     client = store.connect()
     sets = load_sets(client, [*map(experiment_name, options.experiments)], metric)
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     print(markdown_table(SUMMARY_HEADER, map(summary_row, sets.samples, sets.summaries)))
     if sets.differences:
         print(f"\n{markdown_table(DIFFERENCE_HEADER, map(difference_row, sets.differences))}")
-        print(f"\nn: seeds that both have, compared seed by seed, or of both together. {method(sets.differences)}")
+        print(f"\n{method(sets.differences)}")
     for sample, parent in zip(sets.samples, sets.parents, strict=True):
         for line in _duplicates(client, parent):
             print(f"{sample.name}: {line}")
@@ -48,5 +48,5 @@ def run(options: argparse.Namespace) -> int:
 
 def _duplicates(client: MlflowClient, parent: Run) -> list[str]:
     finished = queries.children(client, parent, "attributes.status = 'FINISHED'")
-    seeds = sorted(int(run.data.tags["seed"]) for run in finished)
+    seeds = sorted(map(queries.seed_of, finished))
     return [f"seed {seed} finished {n} times; only the first counts" for seed, n in Counter(seeds).items() if n > 1]

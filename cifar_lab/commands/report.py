@@ -1,4 +1,4 @@
-"""One page about finished repeats: results, curves, errors, calibration, examples, and how to get them again."""
+"""One page about finished repeats: results, curves, errors, calibration, examples, commands to reproduce them."""
 
 import argparse
 import base64
@@ -42,14 +42,14 @@ ORIGINS = ("mlflow.source.git.commit", "git_dirty", "code_digest", "lock_digest"
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of the page, in it as a data URI, and what it shows in words."""
+    """An image in the page: its data URI and alternative text."""
 
     source: str
     alt: str
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the page about some sets of repeats, and track it with each of their parents."""
+    """Write the page about some experiments, and log it on each of their parents. Raises UserError."""
     client, output = store.connect(), options.output
     sets = load_sets(client, [*map(experiment_name, options.experiments)], "test/acc")
     page = render(client, sets)
@@ -57,12 +57,12 @@ def run(options: argparse.Namespace) -> int:
         path.write_text(page)
     for parent in sets.parents:
         summaries.log_report(client, parent.info.run_id, page)
-    print(f"written to {output} ({len(page) / 1e6:.1f} MB), and tracked with {', '.join(s.name for s in sets.samples)}")
+    print(f"written to {output} ({len(page) / 1e6:.1f} MB), and logged with {', '.join(s.name for s in sets.samples)}")
     return 0
 
 
 def render(client: MlflowClient, sets: Sets) -> str:
-    """The page as HTML that needs no other file."""
+    """The page as self-contained HTML."""
     shown = {sample.name: _shown(children) for sample, children in zip(sets.samples, sets.finished, strict=True)}
     best = _shown([run for children in sets.finished for run in children])
     dataset = dataset_of(client, best)
@@ -108,14 +108,14 @@ def render(client: MlflowClient, sets: Sets) -> str:
 
 
 def _shown(finished: Sequence[Run]) -> Run:
-    """The best of some runs by validation, or where nothing is held out the first."""
+    """The best of some runs by validation accuracy, or the first if there is none."""
     if "val/acc" not in finished[0].data.metrics:
         return finished[0]
     return min(finished, key=queries.rank)
 
 
 def _probabilities(client: MlflowClient, run: Run, dataset: Dataset) -> np.ndarray:
-    """(n, classes) of the test images, from the run's last checkpoint."""
+    """Probabilities of the test images, (n, classes), by the run's network."""
     network = network_of(client, run)
     with torch.inference_mode():
         parts = torch.from_numpy(dataset.images["test"]).split(BATCH)
@@ -156,23 +156,20 @@ def _pixels(image: np.ndarray) -> str:
 
 
 def _seeds_picture(sets: Sets) -> Picture:
-    told = "; ".join(
-        f"{sample.name} {summary}, n = {summary.n}"
-        for sample, summary in zip(sets.samples, sets.summaries, strict=True)
-    )
-    return _picture(plot_seeds(values_of(sets), sets.summaries, "test/acc"), f"Test accuracy, a dot per seed: {told}")
+    texts = [f"{sample.name} {s}, n = {s.n}" for sample, s in zip(sets.samples, sets.summaries, strict=True)]
+    alt = f"Test accuracy, a dot per seed: {'; '.join(texts)}"
+    return _picture(plot_seeds(values_of(sets), sets.summaries, "test/acc"), alt)
 
 
 def _curves_picture(curve: str, curves: Mapping[str, np.ndarray]) -> Picture:
-    told = "; ".join(f"{name} from {v[:, 0].mean():.1%} to {v[:, -1].mean():.1%}" for name, v in curves.items())
-    return _picture(plot_bands(curves, curve), f"{curve} over epochs, mean over seeds: {told}")
+    texts = [f"{name} from {v[:, 0].mean():.1%} to {v[:, -1].mean():.1%}" for name, v in curves.items()]
+    return _picture(plot_bands(curves, curve), f"{curve} over epochs, mean over seeds: {'; '.join(texts)}")
 
 
 def _reliability_picture(calibration: Mapping[str, Reliability]) -> Picture:
-    told = "; ".join(f"{name} {found.ece:.1%}" for name, found in calibration.items())
-    return _picture(
-        plot_reliability(calibration), f"Share of right predictions over confidence; calibration error: {told}"
-    )
+    texts = [f"{name} {found.ece:.1%}" for name, found in calibration.items()]
+    alt = f"Accuracy over confidence; expected calibration error: {'; '.join(texts)}"
+    return _picture(plot_reliability(calibration), alt)
 
 
 def _heatmap(run: Run, counts: np.ndarray, dataset: Dataset) -> Picture:
@@ -183,7 +180,7 @@ def _heatmap(run: Run, counts: np.ndarray, dataset: Dataset) -> Picture:
 
 
 def _confused(counts: np.ndarray, dataset: Dataset, probabilities: np.ndarray) -> list[dict[str, object]]:
-    """The most frequent errors, each with the images in which it is made with the most confidence."""
+    """The most frequent errors, each with its most confident examples."""
     predicted, found = probabilities.argmax(axis=1), []
     for label, guess in summaries.most_confused(counts, CONFUSED):
         true, wrong, count = dataset.classes[label], dataset.classes[guess], int(counts[label, guess])
@@ -196,7 +193,7 @@ def _confused(counts: np.ndarray, dataset: Dataset, probabilities: np.ndarray) -
 
 
 def _mistakes(dataset: Dataset, probabilities: np.ndarray) -> list[dict[str, object]]:
-    """The test images that are wrong with the most confidence."""
+    """The most confidently misclassified test images."""
     labels, predicted = dataset.labels["test"], probabilities.argmax(axis=1)
     wrong = np.flatnonzero(predicted != labels)
     found = []

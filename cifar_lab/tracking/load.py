@@ -31,9 +31,10 @@ def dataset_of(client: MlflowClient, run: Run, data_dir: Path | None = None) -> 
         name = store.dataset_name(client, run.info.experiment_id).partition("-")[0]
         dataset, _ = load_dataset(name, data_dir)
     if not dataset.digest.startswith(digest):
+        place = f"in {data_dir}" if data_dir else "found here"
         raise UserError(
-            f"{run.info.run_name} was trained on other images (digest {digest[:12]}) than those found "
-            f"{f'in {data_dir}' if data_dir else 'here'}: {dataset.title} (digest {dataset.digest[:12]})"
+            f"{run.info.run_name} was trained on other images (digest {digest[:12]}) than those {place}: "
+            f"{dataset.title} (digest {dataset.digest[:12]})"
         )
     return select(dataset, config_of(client, run).data)
 

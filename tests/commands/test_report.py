@@ -32,7 +32,7 @@ class Page(HTMLParser):
 def page(tracked):
     driver = Driver(tracked.folder, "report", "linear", "cnn", "--output", "page.html")
     assert driver.wait() == 0, driver.output()
-    assert re.search(r"written to page.html \(\d.\d MB\), and tracked with linear, cnn\n", driver.output())
+    assert re.search(r"written to page.html \(\d.\d MB\), and logged with linear, cnn\n", driver.output())
     return (tracked.folder / "page.html").read_text()
 
 

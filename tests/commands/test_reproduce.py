@@ -146,7 +146,7 @@ def test_other_images_than_those_of_the_run_are_refused(unused):
         True,
     )
     assert re.search(
-        rf"\(digest {digest[:12]}\) than \S+images has: CIFAR-10 \(PNG copy\) \(digest [0-9a-f]{{12}}\)$", output
+        rf"\(digest {digest[:12]}\) than those in \S+images: CIFAR-10 \(PNG copy\) \(digest [0-9a-f]{{12}}\)$", output
     )
     shutil.move(unused / "data", unused / "moved")
     code, output = cifar_lab(unused, "report", "linear", CIFAR_LAB_DATA=str(images))  # the cache is gone
@@ -162,10 +162,10 @@ def test_what_differs_around_two_runs_is_listed(tracked):
     first, second = run_of(tracked, "linear-seed0"), run_of(tracked, "cnn-seed0")
     verdict = compare_runs(tracked.client, first, second, 0.0)
     assert not verdict.holds
-    around = "; ".join(verdict.around)
+    context = "; ".join(verdict.context)
     for setting in ("model.kind: linear tracked, cnn now", "model.depth: None tracked, 2 now"):
-        assert setting in around
-    assert "images" not in around
+        assert setting in context
+    assert "images" not in context
     assert compare_runs(tracked.client, first, first, 0.0).holds
 
 

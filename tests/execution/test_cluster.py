@@ -107,11 +107,15 @@ def test_mistakes_are_told_in_a_line(nodes, unused):
     server = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}  # not asked before the cluster
     for arguments, settings, told in [
         (["--cluster", "auto"], {}, "--cluster: set MLFLOW_TRACKING_URI to a server that all nodes reach"),
-        (["--gpus", "1"], {}, "--gpus is what a run takes of a --cluster"),
-        (["--gpus", "1.5"], {}, "neither a whole number of GPUs nor a part of one"),
+        (["--gpus", "1"], {}, "--gpus is only for --cluster"),
+        (["--gpus", "1.5"], {}, "neither a whole number of GPUs nor a fraction of one"),
         (["--cluster", "auto", "--jobs", "2"], {}, "leave out --jobs and --accelerator"),
         (["--cluster", "127.0.0.1:1"], server, "no Ray cluster at 127.0.0.1:1: "),
-        (["--cluster", nodes.address, "--gpus", "0.5"], server, "no node of the cluster has what a run needs: CPUs 1"),
+        (
+            ["--cluster", nodes.address, "--gpus", "0.5"],
+            server,
+            "no node of the cluster has the resources for a run: CPUs 1",
+        ),
     ]:
         driver = Driver(unused, *SEEDS, *arguments, **settings)
         assert driver.wait() in (1, 2)

@@ -52,7 +52,7 @@ def test_pairs_are_trained_beside_one_model_of_all_classes_and_compared(unused):
     for command, code, message in (
         (("reproduce", best), 0, "identical: every metric of every epoch, and the weights"),
         (("compare", "linear", "linear-pairs"), 0, "n is too small for p < 0.05"),
-        ((*ARGUMENTS, *CLASSES, "--set", "model.one_vs_one=true"), 2, "model.one_vs_one is what pairs adds"),
+        ((*ARGUMENTS, *CLASSES, "--set", "model.one_vs_one=true"), 2, "pairs sets model.one_vs_one itself"),
         ((*ARGUMENTS, "--set", "data.classes=['1', 'x']"), 2, "scikit-learn digits has no class x; it has: 0, 1, 2"),
     ):
         driver = Driver(unused, *command)

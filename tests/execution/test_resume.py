@@ -107,7 +107,7 @@ def test_a_killed_worker_costs_no_run(undisturbed, unused):
     worker = next(process for process in processes_in(unused) if process != driver.process.pid)
     os.kill(worker, signal.SIGKILL)
     assert driver.wait() == 0, driver.output()
-    assert "a worker process died; its runs go on in new ones" in driver.output()
+    assert "a worker process died; its runs continue in new ones" in driver.output()
     assert recorded(client_of(unused)) == undisturbed
 
 
@@ -136,7 +136,7 @@ def test_a_damaged_checkpoint_costs_its_run_a_new_start(undisturbed, unused):
     checkpoint.write_bytes(content)
     driver = Driver(unused, *REPEATS)
     assert driver.wait() == 0, driver.output()
-    assert "the checkpoint of cnn-seed0 is damaged, so it starts anew" in driver.output()
+    assert "the checkpoint of cnn-seed0 is damaged, so it starts over" in driver.output()
     client_of(unused).delete_run(run.info.run_id)
     assert recorded(client_of(unused)) == undisturbed
 

@@ -164,7 +164,7 @@ def test_failed_trials_count_and_a_second_sweep_at_once_is_refused(unused):
     assert driver.wait() == 1, driver.output()
     assert len(re.findall(r"trial \d failed: train loss is (?:nan|inf) at epoch 1, step \d+", driver.output())) == 2
     assert "2 trials: 2 fail" in driver.output()
-    assert "no trial was completed, so there is no best one" in driver.output()
+    assert "no trial was completed, so there is no best trial" in driver.output()
     assert not (unused / "experiments").exists()
 
 

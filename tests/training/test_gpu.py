@@ -243,16 +243,16 @@ def short_check(gpu, workplace, monkeypatch):
 def test_check_gpu_tells_what_holds(short_check, capsys):
     assert main(["check-gpu"]) == 0
     header, _, *rows, last = capsys.readouterr().out.splitlines()
-    assert header == "| check | holds | what was seen |"
+    assert header == "| check | passed | result |"
     assert last == "0 of 11 checks failed"
     table = {what: (holds, seen) for what, holds, seen in (row.strip("| ").split(" | ") for row in rows)}
     assert {holds for holds, _ in table.values()} == {"yes"}
-    assert "device Make-believe GPU, tf32 off" in table["it is found"][1]
-    first = table["cnn: the first step's loss and gradients are the CPU's"][1]
-    assert first == "largest difference of a gradient 0.0e+00 of the largest in its tensor"
-    digest = table["cnn, fp32: killed and continued, the same digest"][1]
+    assert "device Make-believe GPU, tf32 off" in table["GPU found"][1]
+    first = table["cnn: loss and gradients of the first step as on the CPU"][1]
+    assert first == "largest difference of gradients 0.0e+00, relative to the largest in the tensor"
+    digest = table["cnn, fp32: same weights if killed and continued"][1]
     assert "of 3 epochs" in digest
-    assert "difference +0.00 to +0.00 points" in table["cnn: 2 seeds give the CPU's test accuracy"][1]
+    assert "difference +0.00 to +0.00 points" in table["cnn: test accuracy over 2 seeds as on the CPU"][1]
     assert ", 0 waits for the GPU per step, " in table["cnn, fp32: speed"][1]
 
 
