@@ -1,4 +1,4 @@
-"""Mistakes on the command line: one line, exit code 2, no waiting. Images that are wrong: one line, exit code 1."""
+"""Mistakes on the command line take one line, exit code 2 and no waiting; wrong images one line and exit code 1."""
 
 import re
 import resource
@@ -16,7 +16,7 @@ def cifar_lab(*arguments):
 
 
 def heavy_imports(*arguments):
-    """Which slow libraries a command imports before it ends."""
+    """The slow libraries that a command imports."""
     program = (
         "import sys\nfrom cifar_lab.__main__ import main\n"
         "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
@@ -94,7 +94,7 @@ def test_the_environment_names_the_images_too(workplace, monkeypatch):
 
 
 def test_a_full_disk_costs_one_line_and_leaves_no_half_cache(workplace):
-    def limit():  # as a full disk does, this makes a write fail in the middle
+    def limit():  # like a full disk, it makes a write fail halfway
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 
     command = [sys.executable, "-m", "cifar_lab", "experiment", LINEAR, "--data", "digits"]

@@ -1,4 +1,4 @@
-"""Comparisons and the best run, on runs written by hand."""
+"""Comparisons and the best run, with hand-written runs."""
 
 import pytest
 from conftest import EXPERIMENTS
@@ -144,7 +144,7 @@ def test_unknown_and_doubled_names_cost_one_line(client, workplace):
 def test_best_run_is_named_with_the_reason_and_without_the_test_set(client, capsys):
     add_repeats(client, "linear", LOW)
     _, ids = add_repeats(client, "cnn", [(0, 0.80), (1, 0.78)])
-    for run_id in ids:  # the test accuracies tell the opposite
+    for run_id in ids:  # the test accuracies have the opposite order
         client.log_metric(run_id, "test/acc", 0.1, step=2, timestamp=1)
     assert best.run(make_parser().parse_args(["best"])) == 0
     output = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Image files of many kinds through the champion on the command line."""
+"""The champion classifies image files of many kinds, on the command line."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def predict(tracked, *arguments):
 
 
 def answers(output):
-    """The JSON in an output in which errors come before it."""
+    """The JSON of an output that begins with errors."""
     return json.loads(output[output.index("[\n") :])
 
 
@@ -34,7 +34,7 @@ def digits(tracked):
 
 @pytest.fixture
 def pictures(digits, tmp_path):
-    """Twelve test images as files of many kinds, by name: the label, or None for what can't be read."""
+    """Twelve test images as files of many kinds; their labels by name."""
     labels = {}
     for index, suffix in enumerate(["png", "jpg", "bmp", "gif", "webp", "tif"] * 2):
         name = f"{index:02}.{suffix}"
@@ -52,8 +52,8 @@ def test_the_champion_knows_digits_in_any_file(tracked, pictures):
     assert code == 0, output
     found = {answer["file"]: answer["predictions"] for answer in answers(output)}
     assert list(found) == [str(folder / name) for name in sorted(labels)]
-    right = [found[str(folder / name)][0]["class"] == label for name, label in labels.items()]
-    assert sum(right) >= 10
+    correct = [found[str(folder / name)][0]["class"] == label for name, label in labels.items()]
+    assert sum(correct) >= 10
     for first, second in found.values():
         assert 1 >= first["probability"] >= second["probability"] >= 0
 

@@ -1,4 +1,4 @@
-"""The page about repeats: what is in it, and how it looks in a browser."""
+"""The report: its content, and its look in a browser."""
 
 import re
 from html.parser import HTMLParser
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 class Page(HTMLParser):
-    """Elements with their attributes, and the text."""
+    """The elements of a page with their attributes, and its text."""
 
     def __init__(self, text):
         super().__init__()

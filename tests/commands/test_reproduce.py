@@ -1,4 +1,4 @@
-"""Reproductions of tracked runs through the command line: identical, or what differs and what differs around it."""
+"""Reproductions of tracked runs through the command line: identical, or what differs, and in which context."""
 
 import hashlib
 import json
@@ -45,7 +45,7 @@ def test_a_run_is_identical_when_trained_again(tracked, name):
 
 @pytest.fixture
 def copied(tracked, tmp_path):
-    """The tracked folder at another place, relocated, and its run linear-seed0."""
+    """A relocated copy of the tracked folder, its client and its run linear-seed0."""
     folder = shutil.copytree(tracked.folder, tmp_path / "copied")
     assert cifar_lab(folder, "relocate")[0] == 0
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
@@ -54,7 +54,7 @@ def copied(tracked, tmp_path):
 
 
 def edit_config(client, run, old, new):
-    """As if the run had had another config: its artifact is changed, and the digest that belongs to it."""
+    """Change the tracked config of a run, and its digest."""
     file = Path(run.info.artifact_uri) / "config.toml"
     text = file.read_text()
     assert old in text
@@ -158,7 +158,7 @@ def test_other_images_than_those_of_the_run_are_refused(unused):
     assert code == 0, output
 
 
-def test_what_differs_around_two_runs_is_listed(tracked):
+def test_the_differing_context_of_two_runs_is_listed(tracked):
     first, second = run_of(tracked, "linear-seed0"), run_of(tracked, "cnn-seed0")
     verdict = compare_runs(tracked.client, first, second, 0.0)
     assert not verdict.holds

@@ -1,4 +1,4 @@
-"""Runs on a Ray cluster of three nodes, here three groups of processes on one machine, tracked on a server."""
+"""Runs on a Ray cluster of three nodes, which are groups of processes on one machine, tracked on a server."""
 
 import os
 import signal
@@ -42,7 +42,7 @@ def nodes():
 
 @pytest.fixture(scope="module")
 def alone(tracked, tmp_path_factory):
-    """What is recorded of the same runs on this machine, one at a time."""
+    """The record of the same runs trained on this machine, one at a time."""
     folder = tmp_path_factory.mktemp("alone")
     (folder / "data").symlink_to(tracked.folder / "data")
     driver = Driver(folder, *SEEDS, "--jobs", "1")

@@ -1,4 +1,4 @@
-"""The main job through the command line, on digits, read back through MLflow."""
+"""Experiments on digits through the command line, read back through MLflow."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""`pairs` through the command line: three digits, one classifier for all and one for each pair."""
+"""`pairs` through the command line: one classifier for three digits, and one for each pair of them."""
 
 import csv
 import re

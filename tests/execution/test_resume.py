@@ -1,4 +1,4 @@
-"""Experiments that are killed, interrupted, doubled or cut off: nothing is lost, nothing is there twice."""
+"""Experiments that are killed, interrupted, started twice or disconnected: nothing is lost or duplicated."""
 
 import contextlib
 import os
@@ -44,7 +44,7 @@ def epochs_logged(client, name):
 
 
 def wait_for_more(driver, client, name="%"):
-    """Until one more epoch of these runs is logged."""
+    """Wait until one more epoch of these runs is logged."""
     before, deadline = epochs_logged(client, name), time.monotonic() + 60
     while epochs_logged(client, name) == before:
         assert driver.process.is_alive(), driver.output()
@@ -53,7 +53,7 @@ def wait_for_more(driver, client, name="%"):
 
 
 def uninterrupted(tracked, folder, arguments, epochs):
-    """What is recorded of an experiment that nothing disturbs, and how many seconds it trained."""
+    """The record of an undisturbed experiment, and its training time in seconds."""
     (folder / "data").symlink_to(tracked.folder / "data")
     driver = Driver(folder, *arguments)
     driver.wait("runs to train")
@@ -222,7 +222,7 @@ def test_16_processes_make_one_database_and_lose_nothing(tmp_path):
 
 
 class Line:
-    """A connection to a server that can be cut; the first answer to what has `lose` in it never arrives."""
+    """A proxy whose connections can be cut; it drops the first answer to a request that contains `lose`."""
 
     def __init__(self, port, lose):
         self.to, self.port, self.open, self.lose, self.deaf = port, free_port(), [], lose, None
@@ -268,7 +268,7 @@ def test_an_absent_server_costs_nothing_if_it_returns_and_one_line_if_not(undist
     wait_for_more(driver, direct, "linear-seed0")
     line.cut()
     time.sleep(5)
-    line.restore()  # it returns, the runs go on
+    line.restore()  # the runs continue
     wait_for_more(driver, direct, "cnn-seed0")
     driver.process.kill()
     driver.process.join()

@@ -1,4 +1,4 @@
-"""Sweeps through the command line, on digits: killed, continued, with every trial accounted for."""
+"""Sweeps on digits through the command line: killed and continued, with every trial accounted for."""
 
 import os
 import random
@@ -74,7 +74,7 @@ def test_trials_that_cannot_be_read_cost_one_line(workplace):
 
 
 def finished(folder, study_name):
-    """The trials of a finished sweep in Optuna and, by number, their runs in MLflow, which have to agree."""
+    """Checks that Optuna's trials and MLflow's runs of a finished sweep agree; returns trials, runs and parent."""
     study = optuna.load_study(study_name=study_name, storage=f"sqlite:///{folder / 'optuna.db'}")
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     experiment_id = client.get_experiment_by_name("digits").experiment_id

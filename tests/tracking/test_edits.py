@@ -1,4 +1,4 @@
-"""What people do to runs in MLflow's UI: nothing of it ends a command in a traceback, or in a false result."""
+"""Edits in MLflow's UI lead neither to tracebacks nor to wrong results."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""Where the runs are, after their folder was moved."""
+"""The store: its place, moved folders, and errors in one line."""
 
 import errno
 import json
@@ -55,7 +55,7 @@ def test_artifacts_follow_a_moved_folder(workplace, tmp_path, monkeypatch):
 
 
 def enter(folder, monkeypatch):
-    """As a new process there."""
+    """Behave like a new process in `folder`."""
     monkeypatch.chdir(folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")  # which MLflow itself has set
 
@@ -173,9 +173,9 @@ def test_a_proxy_that_takes_what_is_local_is_named(workplace, monkeypatch):
 EXPLAINED = [
     (OSError(errno.ENOSPC, "No space left on device"), "{here}: No space left on device"),
     (OSError(errno.ENOSPC, "No space left on device", "from", None, "to"), "to: No space left on device"),
-    (FileNotFoundError(errno.ENOENT, "a mistake of ours", "x"), ""),
-    (ValueError("a mistake of ours"), ""),
-    (MlflowException("a mistake of ours"), ""),
+    (FileNotFoundError(errno.ENOENT, "a bug", "x"), ""),
+    (ValueError("a bug"), ""),
+    (MlflowException("a bug"), ""),
     (MlflowException("Run 'x' not found", 5), ""),
     (MlflowException("Run 'x' not found", RESOURCE_DOES_NOT_EXIST), "http://host: Run 'x' not found"),
     (requests.HTTPError("500 Server Error"), "http://host: 500 Server Error"),
@@ -196,7 +196,7 @@ EXPLAINED = [
 
 
 @pytest.mark.parametrize(("error", "line"), EXPLAINED)
-def test_what_disk_or_server_did_is_told_in_one_line_without_passwords(workplace, monkeypatch, error, line):
+def test_errors_of_disk_and_server_are_explained_in_one_line_without_passwords(workplace, monkeypatch, error, line):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@host")
     explained = store.explain(error)
     assert explained.startswith(line.format(here=workplace)) if line else explained == ""

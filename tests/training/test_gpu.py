@@ -1,4 +1,4 @@
-"""Runs on a make-believe GPU (see make_believe), on several, and on a machine whose GPU is broken."""
+"""Runs on simulated GPUs (see make_believe): one, several, and one without a driver."""
 
 import os
 import shutil
@@ -75,7 +75,7 @@ def test_the_make_believe_gpu_refuses_and_waits_as_a_real_one(gpu):
 
 
 class NoWaits(Callback):
-    """From the first batch of an epoch to the last one, nothing may wait for the GPU."""
+    """Fails if anything between the first and last batch of an epoch waits for the GPU."""
 
     def on_train_batch_start(self, *_):
         torch.cuda.set_sync_debug_mode("error")
@@ -220,7 +220,7 @@ def wait_for_the_dead(log, *body):
 @pytest.mark.parametrize(
     ("body", "told"), [((os._exit,), "one of its processes died"), ((divmod, 0), "ZeroDivisionError")]
 )
-def test_a_rank_that_waits_for_a_dead_one_is_ended(tmp_path, body, told):
+def test_a_rank_that_waits_for_a_dead_one_is_killed(tmp_path, body, told):
     process = WARM.Process(target=wait_for_the_dead, args=(tmp_path / "log", *body))
     process.start()
     process.join(60)
@@ -230,7 +230,7 @@ def test_a_rank_that_waits_for_a_dead_one_is_ended(tmp_path, body, told):
 
 @pytest.fixture
 def short_check(gpu, workplace, monkeypatch):
-    """What check-gpu does, with a network and numbers of images that suit a CPU."""
+    """Make check-gpu small enough for a CPU."""
     shutil.copytree(EXPERIMENTS, workplace / "experiments")
     monkeypatch.setenv("PYTHONPATH", str(SITE))  # of the process that is killed
     monkeypatch.setenv("GPUS", "1")
@@ -240,7 +240,7 @@ def short_check(gpu, workplace, monkeypatch):
 
 
 @pytest.mark.slow
-def test_check_gpu_tells_what_holds(short_check, capsys):
+def test_check_gpu_reports_passed_checks(short_check, capsys):
     assert main(["check-gpu"]) == 0
     header, _, *rows, last = capsys.readouterr().out.splitlines()
     assert header == "| check | passed | result |"
@@ -257,7 +257,7 @@ def test_check_gpu_tells_what_holds(short_check, capsys):
 
 
 @pytest.mark.slow
-def test_check_gpu_tells_what_does_not_hold(short_check, capsys, monkeypatch):
+def test_check_gpu_reports_failed_checks(short_check, capsys, monkeypatch):
     monkeypatch.setattr(check_gpu, "MARGIN", -1.0)
     monkeypatch.setattr(check_gpu._GPU, "checks", lambda self: [("accuracy", lambda: self.equivalent("linear"))])
     assert main(["check-gpu"]) == 1
@@ -284,7 +284,7 @@ if {load}:  # as a user of MLflow alone does
 
 
 def run(folder, gpus, *commands, load=False):
-    """One process that runs some commands, on a machine with so many make-believe GPUs; what they print."""
+    """Output and errors of a process that runs commands on a machine with `gpus` simulated GPUs."""
     environment = {k: v for k, v in os.environ.items() if k not in ("CIFAR_LAB_DATA", "MLFLOW_TRACKING_URI")}
     environment |= {"PYTHONPATH": str(SITE), "GPUS": gpus}
     code = ASK.format(commands=[*map(list, commands)], load=load)

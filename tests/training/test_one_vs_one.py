@@ -54,7 +54,7 @@ def test_an_image_trains_only_the_pairs_of_its_class():
 
 
 class Linear(Classifier):
-    """Of inputs that are numbers already."""
+    """A linear classifier of inputs that are not images."""
 
     def __init__(self, inputs, classes):
         super().__init__(OptimConfig(), (0.5,) * 3, (0.5,) * 3, classes, True)
