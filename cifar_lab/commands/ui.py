@@ -5,26 +5,10 @@ import os
 import socket
 import sys
 
-from mlflow.tracking import MlflowClient
-
 from cifar_lab.errors import UserError
 from cifar_lab.tracking.places import address, is_local
 from cifar_lab.tracking.store import connect
 from cifar_lab.tracking.views import VIEWS
-
-PORT = 5000
-
-
-def view_addresses(client: MlflowClient, experiment_id: str, port: int = PORT) -> list[str]:
-    """One line per saved view of an MLflow experiment: its name and address."""
-    name = client.get_experiment(experiment_id).name
-    page = f"{server(port)}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey="
-    return [f"{name} {view}: {page}{view}" for view in VIEWS]
-
-
-def server(port: int = PORT) -> str:
-    """Address of the UI, on the tracking server or on this machine."""
-    return f"http://127.0.0.1:{port}" if is_local() else address().rstrip("/")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -33,8 +17,11 @@ def run(options: argparse.Namespace) -> int:
     Raises UserError.
     """
     client, port = connect(), options.port
+    server = f"http://127.0.0.1:{port}" if is_local() else address().rstrip("/")
     for found in client.search_experiments(filter_string="name != 'Default'"):
-        print("\n".join(view_addresses(client, found.experiment_id, port)), flush=True)
+        page = f"{server}/#/experiments/{found.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey="
+        for view in VIEWS:
+            print(f"{found.name} {view}: {page}{view}", flush=True)
     if client.tracking_uri.startswith("http"):
         return 0
     check_port(port, f"make ui PORT={port + 1}")

@@ -38,7 +38,7 @@ def open_sweep(
     dataset: Dataset,
     ranges: Mapping[str, object],
 ) -> Run:
-    """The parent run of the trials of a sweep, named after its study, with the ranges as parameters; may be created."""
+    """The parent run of a sweep's trials, named after its study, with the ranges as parameters; created if missing."""
     run = queries.find_sweep(client, experiment_id, tags["study"])
     run = run or create_run(client, experiment_id, tags["study"], {**tags, "kind": "sweep"})
     _describe(client, run.info.run_id, {**base.flat(), **ranges}, base, dataset)

@@ -14,17 +14,51 @@ from cifar_lab.tracking import queries, recovery
 
 
 @dataclass(frozen=True)
-class Sets:
-    """Repeats on the same images and split: for each its parent, finished runs and one metric; all differences."""
+class Item:
+    """The repeats of one experiment: their parent, the finished runs, and one metric of them."""
 
-    parents: list[Run]
-    finished: list[list[Run]]
-    samples: list[Sample]
-    summaries: list[Summary]
+    parent: Run
+    finished: list[Run]
+    sample: Sample
+    summary: Summary
+
+    @property
+    def name(self) -> str:
+        return self.sample.name
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Repeats on the same images and split, and the difference of each pair."""
+
+    items: list[Item]
     differences: list[Difference]
 
+    @property
+    def values(self) -> dict[str, np.ndarray]:
+        """The metric of each item, (seeds,), by name."""
+        return {item.name: np.array([*item.sample.values.values()]) for item in self.items}
 
-def load_sets(client: MlflowClient, names: Sequence[str], metric: str) -> Sets:
+    @property
+    def summaries(self) -> list[Summary]:
+        return [item.summary for item in self.items]
+
+    @property
+    def remarks(self) -> list[str]:
+        """Warnings: not all have the same seeds, or the environments differ."""
+        lines = []
+        seeds = [set(item.sample.values) for item in self.items]
+        common = set.intersection(*seeds)
+        if len(common) > 1 and (alone := set.union(*seeds) - common):
+            lines.append(f"only some experiments have these seeds: {', '.join(map(str, sorted(alone)))}")
+        runs = [run for item in self.items for run in item.finished]
+        for tag, name in recovery.ENVIRONMENT.items():
+            if (kinds := len({run.data.tags.get(tag) for run in runs})) > 1:
+                lines.append(f"the runs differ in {name}: {kinds} different values")
+        return lines
+
+
+def load_comparison(client: MlflowClient, names: Sequence[str], metric: str) -> Comparison:
     """The repeats with these experiment names, config hashes or parent run ids.
 
     Raises UserError if one is missing or they can't be compared, UsageError if one does not have the metric.
@@ -32,26 +66,23 @@ def load_sets(client: MlflowClient, names: Sequence[str], metric: str) -> Sets:
     parents = [_find_repeats(client, name) for name in names]
     if len({parent.info.run_id for parent in parents}) < len(parents):
         raise UsageError(f"two of {', '.join(names)} name the same runs")
-    finished = [queries.finished_runs(client, parent) for parent in parents]
-    for parent, children in zip(parents, finished, strict=True):
-        if metric not in children[0].data.metrics:
+    items = []
+    for parent in parents:
+        finished = queries.finished_runs(client, parent)
+        if metric not in finished[0].data.metrics:
             raise UsageError(f"--metric {metric}: not logged for {parent.info.run_name}, because of its config")
-    samples = [sample_of(client, parent, metric, _label(parent, parents)) for parent in parents]
-    summaries = [summarise([*sample.values.values()]) for sample in samples]
-    return Sets(parents, finished, samples, summaries, compare(samples))
+        sample = sample_of(client, parent, metric, _label(parent, parents))
+        items.append(Item(parent, finished, sample, summarise([*sample.values.values()])))
+    return Comparison(items, compare([item.sample for item in items]))
 
 
-def values_of(sets: Sets) -> dict[str, np.ndarray]:
-    """The metric of each set, (seeds,), by name."""
-    return {sample.name: np.array(list(sample.values.values())) for sample in sets.samples}
-
-
-def curves_of(client: MlflowClient, sets: Sets) -> tuple[str, dict[str, np.ndarray]]:
+def curves_of(client: MlflowClient, comparison: Comparison) -> tuple[str, dict[str, np.ndarray]]:
     """val/acc, or train/acc without validation images, and its curves: (seeds, epochs) by name."""
-    curve = "val/acc" if "val/acc" in sets.finished[0][0].data.metrics else "train/acc"  # the split is the same for all
+    validated = "val/acc" in comparison.items[0].finished[0].data.metrics  # the split is the same for all
+    curve = "val/acc" if validated else "train/acc"
     return curve, {
-        sample.name: np.stack([queries.history(client, run.info.run_id, curve) for run in children])
-        for sample, children in zip(sets.samples, sets.finished, strict=True)
+        item.name: np.stack([queries.history(client, run.info.run_id, curve) for run in item.finished])
+        for item in comparison.items
     }
 
 
@@ -105,15 +136,3 @@ def _label(parent: Run, parents: Sequence[Run]) -> str:
     name = parent.info.run_name
     alone = [other.info.run_name for other in parents].count(name) == 1
     return name if alone else f"{name} {parent.data.tags['config_hash']}"
-
-
-def remarks(sets: Sets) -> list[str]:
-    """Warnings about comparing these repeats: different seeds, different environments."""
-    lines = []
-    common = set.intersection(*(set(sample.values) for sample in sets.samples))
-    if len(common) > 1 and (alone := set.union(*(set(sample.values) for sample in sets.samples)) - common):
-        lines.append(f"only some experiments have these seeds: {', '.join(map(str, sorted(alone)))}")
-    for tag, name in recovery.ENVIRONMENT.items():
-        if (kinds := len({run.data.tags.get(tag) for children in sets.finished for run in children})) > 1:
-            lines.append(f"the runs differ in {name}: {kinds} different values")
-    return lines

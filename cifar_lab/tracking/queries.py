@@ -3,15 +3,17 @@
 import functools
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 import numpy as np
 from mlflow.entities import Run
+from mlflow.store.entities import PagedList
 from mlflow.tracking import MlflowClient
 
 from cifar_lab.errors import UserError, printable
 
-PAGE = 1000
+T = TypeVar("T")
 # Tags that identify a run, by its kind.
 CONFIG = ("config_hash", "data_digest", "split_digest", "experiment")
 TAGS = {
@@ -27,14 +29,18 @@ def _search(
     client: MlflowClient, experiment_id: str, condition: str, order_by: list[str] | None = None
 ) -> Iterator[Run]:
     """The runs that fulfil a condition in MLflow's syntax; skips runs not made by cifar_lab or with edited tags."""
+    for run in pages(lambda token: client.search_runs([experiment_id], condition, order_by=order_by, page_token=token)):
+        if fault := _fault(run.data.tags):
+            _leave_out(run.info.run_name, run.info.run_id, fault)
+        else:
+            yield run
+
+
+def pages(search: Callable[[str | None], PagedList[T]]) -> Iterator[T]:
+    """The results of all pages of one of MLflow's searches, which takes the token of a page."""
     token = None
-    while True:
-        page = client.search_runs([experiment_id], condition, max_results=PAGE, order_by=order_by, page_token=token)
-        for run in page:
-            if fault := _fault(run.data.tags):
-                _leave_out(run.info.run_name, run.info.run_id, fault)
-            else:
-                yield run
+    while page := search(token):
+        yield from page
         token = page.token
         if not token:
             return

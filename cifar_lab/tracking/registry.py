@@ -18,6 +18,7 @@ from mlflow.tracking import MlflowClient
 from cifar_lab.errors import UserError, first_line
 from cifar_lab.files import file_digest
 from cifar_lab.tracking import store
+from cifar_lab.tracking.queries import pages
 from cifar_lab.tracking.store import DATASET
 
 ALIAS = "champion"
@@ -98,10 +99,4 @@ def find_champion(client: MlflowClient, name: str) -> Run | None:
 
 
 def _models(client: MlflowClient) -> Iterator[RegisteredModel]:
-    token = None
-    while True:
-        page = client.search_registered_models(page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
+    return pages(lambda token: client.search_registered_models(page_token=token))
