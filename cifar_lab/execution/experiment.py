@@ -37,7 +37,10 @@ def run_experiments(
     fallback_reason: str,
     workers: Pool | Cluster,
 ) -> tuple[int, list[Repeats]]:
-    """Train the missing runs of `configs` times `seeds`; returns 0, 1 if a run failed, 130 if interrupted; the plan."""
+    """Train the missing runs of `configs` with `seeds`. Raises UserError.
+
+    Returns 0, 1 if a run failed, 130 if interrupted; and the plan.
+    """
     console = Console(highlight=False, markup=False)
     datasets = {name: select(dataset, config.data) for name, config in configs.items()}
     configs = {name: resolve_config(config, datasets[name], workers.precision) for name, config in configs.items()}
@@ -85,7 +88,9 @@ def _print_plan(console: Console, item: Repeats, accelerator: str) -> None:
     for name in item.damaged:
         console.print(f"  the checkpoint of {name} is damaged, so it starts over")
     if differences := ", ".join(item.differences):
-        console.print(f"  changed since: {differences}. Finished runs are kept, unfinished ones start over")
+        console.print(
+            f"  changed since earlier runs: {differences}. Finished ones are kept, unfinished ones start over"
+        )
 
 
 class _MissingRuns:

@@ -91,9 +91,9 @@ def sample_of(client: MlflowClient, parent: Run, metric: str, name: str) -> Samp
     return Sample(
         name,
         metric,
-        client.get_experiment(parent.info.experiment_id).name + " " + parent.data.tags["data_digest"][:12],
+        f"{client.get_experiment(parent.info.experiment_id).name} {parent.data.tags['data_digest'][:12]}",
         parent.data.tags["split_digest"],
-        {int(run.data.tags["seed"]): run.data.metrics[metric] for run in queries.finished_runs(client, parent)},
+        {queries.seed_of(run): run.data.metrics[metric] for run in queries.finished_runs(client, parent)},
     )
 
 
@@ -113,7 +113,7 @@ def _find_repeats(client: MlflowClient, name: str) -> Run:
             f"n = {len(queries.finished_runs(client, parent))}, {parent.data.params.get('trainer.epochs')} epochs)"
             for parent in sorted(found, key=lambda parent: parent.data.tags["config_hash"])
         )
-        raise UserError(f"{name} names {len(found)} sets of repeats; give {what} of one: {listed}")
+        raise UserError(f"{name} names {len(found)} experiments; give {what} of one: {listed}")
     return found[0]
 
 

@@ -38,8 +38,10 @@ def champion_address(client: MlflowClient) -> str:
 
 
 def load_registered(address: str) -> tuple[PyFuncModel, tuple[str, ...]]:
-    """The model at an address, models:/..., and its classes. Raises UserError, before loading it, if it is damaged or
-    was not registered by cifar_lab."""
+    """The model at an address, models:/..., and its classes.
+
+    Raises UserError, before anything is loaded, if it is missing, damaged or not registered by cifar_lab.
+    """
     with TemporaryDirectory() as folder:
         try:
             path = Path(mlflow.artifacts.download_artifacts(address, dst_path=folder))

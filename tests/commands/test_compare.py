@@ -87,7 +87,7 @@ def test_repeats_are_named_by_hash_and_by_run_id_too(client, workplace, capsys):
     linear, other, _ = rows(capsys)
     assert linear[:2] == [f"`linear {'a' * 12}`", "6"]
     assert other[0] == f"`linear {'b' * 12}`"
-    with pytest.raises(UserError, match=r"linear names 2 sets of repeats; give the hash of one: a{12} \(digits, n = 6"):
+    with pytest.raises(UserError, match=r"linear names 2 experiments; give the hash of one: a{12} \(digits, n = 6"):
         compare(workplace, "linear")
 
 

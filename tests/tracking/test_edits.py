@@ -95,7 +95,7 @@ def test_of_two_sets_with_one_hash_one_can_be_chosen(copied):
     second = named(client, experiment_id, "linear")
     client.restore_run(first)
     output = cifar_lab(folder, "compare", "linear", code=1)
-    assert re.search(r"linear names 2 sets of repeats; give the run id of one: [0-9a-f]{32} .*, [0-9a-f]{32} ", output)
+    assert re.search(r"linear names 2 experiments; give the run id of one: [0-9a-f]{32} .*, [0-9a-f]{32} ", output)
     assert {first, second} <= set(re.findall("[0-9a-f]{32}", output))
     cifar_lab(folder, "compare", second)
     assert "linear: 0 of 2 runs to train" in cifar_lab(folder, *EXPERIMENT, "2")
