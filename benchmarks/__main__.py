@@ -53,7 +53,7 @@ def _text(title: str, lines: list[str]) -> str:
         [
             "# Speed",
             "",
-            "Written by `make bench`. Both sides of a row were measured alternately in the same run; each is the median",
+            "Written by `make bench`. Both sides of a row were measured alternately in the same run; each is a median",
             "of at least three (4: measured once). The ratio is ours to the other, of times or rates.",
             "",
             f"{date.today()}, {os.cpu_count()} cores of {processor()}, Python {platform.python_version()}, {versions};",
