@@ -38,12 +38,11 @@ def _search(
 
 def pages(search: Callable[[str | None], PagedList[T]]) -> Iterator[T]:
     """The results of all pages of one of MLflow's searches, which takes the token of a page."""
-    token = None
-    while page := search(token):
+    page = search(None)
+    yield from page
+    while page.token:
+        page = search(page.token)
         yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def _fault(tags: Mapping[str, str]) -> str:

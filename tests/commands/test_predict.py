@@ -78,16 +78,16 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_answered(tracked, pictures
     code, output = predict(tracked, folder / "0[01]*", *sorted(broken.iterdir()), *others)
     assert code == 1
     lines = output.splitlines()
-    told = {line.partition(": ")[0]: line.partition(": ")[2] for line in lines}
-    assert told[str(broken / "no.png")] == "no such file"
+    found = {line.partition(": ")[0]: line.partition(": ")[2] for line in lines}
+    assert found[str(broken / "no.png")] == "no such file"
     for name in ("empty.png", "text.jpg", "cut.png", "page.pdf"):
-        assert told[str(broken / name)].startswith("not a readable image (")
+        assert found[str(broken / name)].startswith("not a readable image (")
     for name in ("00.png", "01.jpg"):
-        first, *_ = told[str(folder / name)].split(", ")
+        first, *_ = found[str(folder / name)].split(", ")
         assert first.split()[0] in "0123456789"
         assert first.endswith("%")
-    assert told[str(tmp_path / "pipe")] == "not a file"
-    assert told[str(tmp_path / r"\udcff\x1b[31m.png")] == told[str(folder / "00.png")]
+    assert found[str(tmp_path / "pipe")] == "not a file"
+    assert found[str(tmp_path / r"\udcff\x1b[31m.png")] == found[str(folder / "00.png")]
     assert len([line for line in lines if str(broken) in line]) == 6
 
 

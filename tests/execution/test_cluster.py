@@ -79,7 +79,7 @@ def test_a_node_that_dies_costs_no_run_and_no_bit(nodes, alone, unused, empty_se
     assert "champion" in client.search_registered_models()[0].aliases
 
 
-def test_an_interrupted_experiment_is_cancelled_then_continues_and_what_fails_is_told_in_a_line(
+def test_an_interrupted_experiment_is_cancelled_then_continues_and_failures_cost_one_line(
     nodes, alone, unused, empty_server
 ):
     client = MlflowClient(empty_server)
@@ -103,9 +103,9 @@ def test_an_interrupted_experiment_is_cancelled_then_continues_and_what_fails_is
     assert "Traceback" not in driver.output()
 
 
-def test_mistakes_are_told_in_a_line(nodes, unused):
+def test_mistakes_cost_one_line(nodes, unused):
     server = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}  # not asked before the cluster
-    for arguments, settings, told in [
+    for arguments, settings, message in [
         (["--cluster", "auto"], {}, "--cluster: set MLFLOW_TRACKING_URI to a server that all nodes reach"),
         (["--gpus", "1"], {}, "--gpus is only for --cluster"),
         (["--gpus", "1.5"], {}, "neither a whole number of GPUs nor a fraction of one"),
@@ -119,4 +119,4 @@ def test_mistakes_are_told_in_a_line(nodes, unused):
     ]:
         driver = Driver(unused, *SEEDS, *arguments, **settings)
         assert driver.wait() in (1, 2)
-        assert told in driver.output().splitlines()[-1]
+        assert message in driver.output().splitlines()[-1]

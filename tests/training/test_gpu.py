@@ -114,7 +114,7 @@ def test_small_images_are_those_of_the_cpu_to_one_grey_level(digits, gpu):
     assert (here.int() - there.int()).abs().max() <= 1
 
 
-def test_fp32_is_whole_and_memory_that_is_short_is_told_in_a_line(digits, tmp_path, gpu):
+def test_fp32_is_exact_and_short_memory_costs_one_line(digits, tmp_path, gpu):
     class Full(Callback):
         def on_train_batch_start(self, *_):
             assert not torch.backends.cudnn.allow_tf32
@@ -218,14 +218,14 @@ def wait_for_the_dead(log, *body):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("body", "told"), [((os._exit,), "one of its processes died"), ((divmod, 0), "ZeroDivisionError")]
+    ("body", "message"), [((os._exit,), "one of its processes died"), ((divmod, 0), "ZeroDivisionError")]
 )
-def test_a_rank_that_waits_for_a_dead_one_is_killed(tmp_path, body, told):
+def test_a_rank_that_waits_for_a_dead_one_is_killed(tmp_path, body, message):
     process = WARM.Process(target=wait_for_the_dead, args=(tmp_path / "log", *body))
     process.start()
     process.join(60)
     assert process.exitcode == 1
-    assert told in (tmp_path / "log").read_text()
+    assert message in (tmp_path / "log").read_text()
 
 
 @pytest.fixture
