@@ -24,7 +24,7 @@ export PIP_USER := 0
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup experiment pairs sweep reproduce compare report best predict serve data check-gpu ui server relocate test bench lint audit lock
+.PHONY: help setup experiment pairs sweep reproduce compare report best predict serve data check-gpu ui server relocate test bench lint conda audit lock
 LAB := $(BIN)python -m cifar_lab$(if $(DEBUG), --debug)
 
 help:  ## list the targets
@@ -100,7 +100,7 @@ check-gpu: $(READY)  ## check whether the GPU here trains correctly, and measure
 	$(LAB) check-gpu
 
 test: $(READY)  ## run all tests
-	$(BIN)python -m pytest
+	$(BIN)python -m pytest -n 3 --dist loadfile --durations=25
 
 bench: $(READY)  ## measure speed against plain PyTorch, torchvision and scikit-learn: benchmarks/RESULTS.md
 	$(BIN)python -m benchmarks
@@ -109,6 +109,9 @@ lint: $(READY)  ## check style and types
 	$(BIN)ruff check .
 	$(BIN)ruff format --check .
 	$(BIN)mypy cifar_lab
+
+conda: $(READY)  ## test conda's pip step in a new environment, which is then removed
+	.ci/conda
 
 audit: $(READY)  ## check the locked packages for known vulnerabilities (needs the network)
 	$(BIN)uv tool run pip-audit --strict --no-deps --disable-pip --requirement requirements.lock

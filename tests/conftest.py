@@ -15,6 +15,7 @@ from multiprocessing import forkserver
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
@@ -52,6 +53,23 @@ def _own_runs():
     """Remove, after the tests of a file, what MLflow set in the environment of this process."""
     yield
     os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory, worker_id):
+    """A folder that all processes of this test session share."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder if worker_id == "master" else folder.parent) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def empty_database(shared):
+    """An `mlflow.db` without runs, to copy: MLflow takes seconds to create one."""
+    with FileLock(shared / "database.lock"), contextlib.chdir(shared):
+        MlflowClient("sqlite:///mlflow.db").search_experiments()
+    return shared / "mlflow.db"
 
 
 @pytest.fixture
@@ -100,8 +118,10 @@ def start_experiment(folder, *arguments, wait=True):
 WARM = multiprocessing.get_context("forkserver")
 
 
-def pytest_sessionstart():
+def pytest_sessionstart(session):
     """Let the fork server import everything while the tests are collected."""
+    if getattr(session.config.option, "numprocesses", None):
+        return  # the tests run in processes of their own
     WARM.set_forkserver_preload(
         ["cifar_lab.execution.experiment", "cifar_lab.commands.reproduce", "mlflow.store.tracking.sqlalchemy_store"]
     )
@@ -214,9 +234,10 @@ def processes_in(folder):
 
 
 @pytest.fixture
-def unused(tracked, tmp_path):
+def unused(tracked, empty_database, tmp_path):
     """A folder without runs in which digits are already decoded."""
     shutil.copytree(tracked.folder / "data", tmp_path / "data")
+    shutil.copy(empty_database, tmp_path)
     return tmp_path
 
 
@@ -233,13 +254,20 @@ def browser():
 
 
 @pytest.fixture(scope="session")
-def tracked(tmp_path_factory):
-    """Both models for 2 epochs on digits: first with seed 0, then with seeds 0 and 1."""
-    folder = tmp_path_factory.mktemp("tracked")
-    process, output = start_experiment(folder, "--seeds", "1", "--epochs", "2")
-    assert process.returncode == 0, output
-    driver = Driver(folder, *experiment_arguments("--seeds", "2", "--epochs", "2"))
-    assert driver.wait() == 0, driver.output()
-    output = driver.output()
+def tracked(shared, tmp_path_factory):
+    """Both models for 2 epochs on digits: first with seed 0, then with seeds 0 and 1. A copy for each process."""
+    first, folder = shared / "tracked", tmp_path_factory.mktemp("tracked") / "copy"
+    with FileLock(shared / "tracked.lock"):
+        if not (shared / "output.txt").exists():
+            first.mkdir()
+            process, output = start_experiment(first, "--seeds", "1", "--epochs", "2")
+            assert process.returncode == 0, output
+            driver = Driver(first, *experiment_arguments("--seeds", "2", "--epochs", "2"))
+            assert driver.wait() == 0, driver.output()
+            (shared / "output.txt").write_text(driver.output())
+    shutil.copytree(first, folder)
+    with contextlib.chdir(folder):
+        assert main(["relocate"]) == 0
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    return Tracked(folder, output, client, client.get_experiment_by_name("digits").experiment_id)
+    experiment_id = client.get_experiment_by_name("digits").experiment_id
+    return Tracked(folder, (shared / "output.txt").read_text(), client, experiment_id)

@@ -8,11 +8,23 @@ import sys
 import pytest
 from conftest import EXPERIMENTS
 
+from cifar_lab.__main__ import main
+
 LINEAR = str(EXPERIMENTS / "linear.toml")
 
 
-def cifar_lab(*arguments):
-    return subprocess.run([sys.executable, "-m", "cifar_lab", *arguments], capture_output=True, text=True)
+@pytest.fixture
+def cifar_lab(capsys):
+    """A function that runs a command in this process; returns its exit code and its stderr."""
+
+    def run(*arguments):
+        try:
+            code = main(list(arguments))
+        except SystemExit as end:  # of argparse
+            code = end.code
+        return code, capsys.readouterr().err
+
+    return run
 
 
 def heavy_imports(*arguments):
@@ -66,45 +78,48 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES)
-def test_mistakes_cost_one_line_and_exit_code_2(workplace, arguments, message):
-    result = cifar_lab(*arguments)
-    assert result.returncode == 2
-    assert message in result.stderr
-    assert result.stderr.count("\n") == 1
+def test_mistakes_cost_one_line_and_exit_code_2(workplace, cifar_lab, arguments, message):
+    code, error = cifar_lab(*arguments)
+    assert code == 2
+    assert message in error
+    assert error.count("\n") == 1
     assert not any(workplace.iterdir())
 
 
-@pytest.mark.parametrize(
-    "arguments", [("--help",), ("experiment", "--help"), ("compare", "--help"), MISTAKES[3][0], MISTAKES[10][0]]
-)
+def test_the_command_itself_ends_with_the_line_and_the_code(workplace):
+    command = [sys.executable, "-m", "cifar_lab", "experiment", "lineer"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "cifar_lab: no experiment 'lineer'; experiments/ has: none\n"
+
+
+@pytest.mark.parametrize("arguments", [("experiment", "--help"), MISTAKES[10][0]])
 def test_help_and_mistakes_do_not_wait_for_heavy_imports(workplace, arguments):
     assert heavy_imports(*arguments) == ""
 
 
-def test_images_that_are_not_there_cost_one_line_and_exit_code_1(workplace, tmp_path):
-    result = cifar_lab("experiment", LINEAR, "--data-dir", str(tmp_path / "nowhere"))
-    assert (result.returncode, result.stderr) == (1, f"cifar_lab: data directory {tmp_path}/nowhere does not exist\n")
+def test_images_that_are_not_there_cost_one_line_and_exit_code_1(workplace, cifar_lab, tmp_path):
+    line = f"cifar_lab: data directory {tmp_path}/nowhere does not exist\n"
+    assert cifar_lab("experiment", LINEAR, "--data-dir", str(tmp_path / "nowhere")) == (1, line)
     assert not any(workplace.iterdir())
 
 
-def test_the_environment_names_the_images_too(workplace, monkeypatch):
+def test_the_environment_names_the_images_too(workplace, cifar_lab, monkeypatch):
     monkeypatch.setenv("CIFAR_LAB_DATA", "elsewhere")
-    result = cifar_lab("experiment", LINEAR)
-    assert (result.returncode, result.stderr) == (1, "cifar_lab: data directory elsewhere does not exist\n")
+    assert cifar_lab("experiment", LINEAR) == (1, "cifar_lab: data directory elsewhere does not exist\n")
 
 
-def test_a_full_disk_costs_one_line_and_leaves_no_half_cache(workplace):
-    def limit():  # like a full disk, it makes a write fail halfway
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-
-    command = [sys.executable, "-m", "cifar_lab", "experiment", LINEAR, "--data", "digits"]
-    result = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
-    assert result.returncode == 1
-    assert re.match(r"cifar_lab: cannot write data/cache/\w+: .* is the disk full\?\n$", result.stderr)
-    assert result.stderr.count("\n") == 1
+def test_a_full_disk_costs_one_line_and_leaves_no_half_cache(workplace, cifar_lab):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))  # like a full disk, it makes a write fail halfway
+    try:
+        code, error = cifar_lab("experiment", LINEAR, "--data", "digits")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 1
+    assert re.fullmatch(r"cifar_lab: cannot write data/cache/\w+: .* is the disk full\?\n", error)
     assert [path.name for path in workplace.rglob("*") if path.is_file()] == [".lock"]
 
 
-def test_ui_without_runs_says_what_to_do_first(workplace):
-    result = cifar_lab("ui")
-    assert (result.returncode, result.stderr) == (1, "cifar_lab: no mlflow.db here; run make experiment first\n")
+def test_ui_without_runs_says_what_to_do_first(workplace, cifar_lab):
+    assert cifar_lab("ui") == (1, "cifar_lab: no mlflow.db here; run make experiment first\n")

@@ -92,6 +92,7 @@ def test_runs_that_moved_in_are_complete_and_more_are_added_by_another_user(serv
     client = MlflowClient(server)
     assert recorded(client) == before
     seeds = ("--seeds", "3", "--epochs", "2")
+    (unused / "mlflow.db").unlink()
     driver = Driver(unused, *experiment_arguments(*seeds), MLFLOW_TRACKING_URI=server, **ADA)
     assert driver.wait() == 0, driver.output()
     assert "linear: 1 of 3 runs to train" in driver.output()
