@@ -1,4 +1,4 @@
-# Every target sets up what it needs. In an active conda environment named cifar-lab that one is used, else .venv.
+# Every target installs its requirements: into the active conda environment if its name is cifar-lab, else into .venv.
 PYTHON ?= python3
 EXPERIMENTS ?= linear cnn
 SEEDS ?= 8
@@ -17,7 +17,7 @@ BIN := .venv/bin/
 READY := .venv/ready $(if $(CLUSTER),.venv/ray)
 endif
 
-# What a user gives reaches the shell as it is, quoted as a whole or word by word; for make itself, $ is written $$.
+# Quote the user's values for the shell, as a whole or word by word. (In a value, $ has to be written as $$ for make.)
 quoted = '$(subst ','\'',$1)'
 each = $(foreach one,$1,$(call quoted,$(one)))
 export PIP_USER := 0
@@ -45,7 +45,7 @@ help:  ## list the targets
 	.venv/bin/uv pip install --python .venv/bin/python --compile-bytecode --constraint requirements.lock --editable '.[cluster]'
 	@touch $@
 
-setup: $(READY)  ## make .venv from requirements.lock; again only when that changes
+setup: $(READY)  ## create .venv from requirements.lock; again when that changes
 
 COMMON = $(if $(EPOCHS),--epochs $(call quoted,$(EPOCHS))) --data $(call quoted,$(DATA)) \
     --accelerator $(call quoted,$(ACCELERATOR)) --jobs $(call quoted,$(JOBS))
@@ -56,14 +56,14 @@ PLACE = $(if $(DEVICES),--devices $(call quoted,$(DEVICES))) $(if $(CLUSTER),--c
 experiment: $(READY)  ## train EXPERIMENTS with SEEDS, track everything, name the best run
 	$(LAB) experiment $(call each,$(EXPERIMENTS)) --seeds $(call quoted,$(SEEDS)) $(COMMON) $(PLACE)
 
-pairs: $(READY)  ## train EXPERIMENTS also with a classifier for each pair of classes, say which is better
+pairs: $(READY)  ## train EXPERIMENTS also with one classifier per pair of classes, and compare
 	$(LAB) pairs $(call each,$(EXPERIMENTS)) --seeds $(call quoted,$(SEEDS)) $(COMMON) $(PLACE)
 
-sweep: $(READY)  ## search SPACE for better settings of EXPERIMENTS (one) in TRIALS trials
+sweep: $(READY)  ## search SPACE for better settings of one experiment, EXPERIMENTS, in TRIALS trials
 	$(LAB) sweep $(call each,$(EXPERIMENTS)) --trials $(call quoted,$(TRIALS)) \
 	    $(foreach range,$(or $(SPACE),$(error give SPACE="optim.learning_rate=0.05..0.5:log ...")),--set $(call quoted,$(range))) $(COMMON)
 
-reproduce: $(READY)  ## train the run RUN again and say whether it comes out identical
+reproduce: $(READY)  ## train run RUN again and say whether it comes out identical
 	$(LAB) reproduce $(call quoted,$(or $(RUN),$(error give RUN=<run id>; make best and make ui show ids))) \
 	    --tolerance $(call quoted,$(TOLERANCE)) --accelerator $(call quoted,$(ACCELERATOR))
 
@@ -74,46 +74,47 @@ compare: $(READY)  ## differences between EXPERIMENTS in METRIC with intervals a
 report: $(READY)  ## write report.html about EXPERIMENTS: results, curves, errors, calibration, examples
 	$(LAB) report $(call each,$(EXPERIMENTS))
 
-best: $(READY)  ## name the best run by validation accuracy, and why
+best: $(READY)  ## name the best run by validation accuracy, and the reason
 	$(LAB) best
 
-predict: $(READY)  ## classes of the image files IMAGES by the champion, or by MODEL
+predict: $(READY)  ## classify the image files IMAGES with the champion, or with MODEL
 	$(LAB) predict $(call quoted,$(or $(IMAGES),$(error give IMAGES="files, folders or patterns"))) \
 	    $(if $(MODEL),--model $(call quoted,$(MODEL)))
 
-serve: $(READY)  ## answer HTTP requests with the champion, or MODEL, on 127.0.0.1:PORT
+serve: $(READY)  ## answer HTTP requests on 127.0.0.1:PORT with the champion, or with MODEL
 	$(LAB) serve $(if $(MODEL),--model $(call quoted,$(MODEL))) --port $(call quoted,$(or $(PORT),5001))
 
-data: $(READY)  ## say what images are there, from where, how many; draw some in FIGURE
+data: $(READY)  ## show which images are found, where, and how many; draw some in FIGURE
 	$(LAB) data --data $(call quoted,$(DATA)) --figure $(call quoted,$(or $(FIGURE),samples.png))
 
 ui: $(READY)  ## open the tracked runs in MLflow's UI on 127.0.0.1:PORT
 	$(LAB) ui --port $(call quoted,$(or $(PORT),5000))
 
-server: $(READY)  ## be a tracking server for many people, on PostgreSQL, at HOST:PORT (docs/server.md)
+server: $(READY)  ## start a tracking server for a team, on PostgreSQL, at HOST:PORT (docs/server.md)
 	$(LAB) server --host $(call quoted,$(or $(HOST),127.0.0.1)) --port $(call quoted,$(or $(PORT),5000))
 
 relocate: $(READY)  ## after this folder was moved or copied, let mlflow.db find its artifacts
 	$(LAB) relocate
 
-check-gpu: $(READY)  ## say in a table whether the GPU here trains right, and how fast
+check-gpu: $(READY)  ## check whether the GPU here trains correctly, and measure how fast
 	$(LAB) check-gpu
 
 test: $(READY)  ## run all tests
 	$(BIN)python -m pytest -n 3 --dist loadfile --durations=25
 
-bench: $(READY)  ## measure speed against plain PyTorch, torchvision and scikit-learn into benchmarks/RESULTS.md
+bench: $(READY)  ## measure speed against plain PyTorch, torchvision and scikit-learn: benchmarks/RESULTS.md
 	$(BIN)python -m benchmarks
 
-lint: $(READY)  ## check style
+lint: $(READY)  ## check style and types
 	$(BIN)ruff check .
 	$(BIN)ruff format --check .
+	$(BIN)mypy cifar_lab
 
-conda: $(READY)  ## install what conda's pip step would, into a new environment that is then removed
+conda: $(READY)  ## test conda's pip step in a new environment, which is then removed
 	.ci/conda
 
-audit: $(READY)  ## look the locked packages up among known vulnerabilities (needs the network)
+audit: $(READY)  ## check the locked packages for known vulnerabilities (needs the network)
 	$(BIN)uv tool run pip-audit --strict --no-deps --disable-pip --requirement requirements.lock
 
-lock: $(READY)  ## resolve pyproject.toml anew into requirements.lock
+lock: $(READY)  ## resolve pyproject.toml again into requirements.lock
 	$(BIN)uv pip compile --universal --python-version 3.11 --extra dev --extra server --no-annotate --no-header --upgrade pyproject.toml --output-file requirements.lock

@@ -1,4 +1,4 @@
-"""Measure everything, or what is named, and print it; all of it is also written to RESULTS.md."""
+"""Print the named measurements, or all of them; all of them are also written to RESULTS.md."""
 
 import argparse
 import logging
@@ -9,13 +9,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks import commands, inside
+from cifar_lab.analysis.tables import markdown_table
 from cifar_lab.data.cache import load_dataset
 from cifar_lab.files import atomic_write
 from cifar_lab.training.hardware import processor
 
 RESULTS = Path("benchmarks/RESULTS.md")
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "mlflow", "scikit-learn")
-HEADER = "| what | ours | other | ratio | better |\n|---|---|---|---|---|"
+HEADER = markdown_table(("what", "ours", "other", "ratio", "better"), [], aligned=False)
 MEASURES = {
     "choices": inside.choices,
     "epoch": inside.epoch,
@@ -29,11 +30,11 @@ MEASURES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser("benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="name", help=f"of: {', '.join(MEASURES)}; default all")
+    parser.add_argument("names", nargs="*", metavar="name", help=f"one of {', '.join(MEASURES)}; default all")
     names = parser.parse_args().names or list(MEASURES)
     if unknown := set(names) - set(MEASURES):
         parser.error(f"no measure {', '.join(unknown)}; known: {', '.join(MEASURES)}")
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # not that it makes tables
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # hides its messages about creating tables
     dataset, _ = load_dataset("cifar10")
     lines = [HEADER]
     print(HEADER, flush=True)
@@ -52,8 +53,8 @@ def _text(title: str, lines: list[str]) -> str:
         [
             "# Speed",
             "",
-            "Written by `make bench`. Both sides of a row were measured in the same run, in turn, the median of three",
-            "or more (4: once); ratio is ours to the other in time or rate, where 1 is equal.",
+            "Written by `make bench`. Both sides of a row were measured alternately in the same run; each is a median",
+            "of at least three (4: measured once). The ratio is ours to the other, of times or rates.",
             "",
             f"{date.today()}, {os.cpu_count()} cores of {processor()}, Python {platform.python_version()}, {versions};",
             f"{title}.",

@@ -1,4 +1,4 @@
-"""What is measured from outside: whole commands on the CPU, each in a process of its own."""
+"""Measurements of whole commands on the CPU, each in its own process."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ SEEDS = 8
 
 
 def run_experiment(dataset: Dataset, *arguments: str) -> tuple[float, float, list[Run]]:
-    """Seconds of a `cifar_lab experiment` without earlier runs; seconds until its first training step; its runs."""
+    """Seconds of `cifar_lab experiment` without earlier runs, seconds until its first training step, and its runs."""
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "folder"
         folder.mkdir()
@@ -48,7 +48,7 @@ def run_experiment(dataset: Dataset, *arguments: str) -> tuple[float, float, lis
 
 
 def linear(dataset: Dataset) -> list[Row]:
-    """All seeds of `linear`, as it is and one-vs-one, against one fit of scikit-learn on the same images."""
+    """All seeds of `linear`, multinomial and one-vs-one, against one fit of scikit-learn on the same images."""
     pixels = {split: dataset.images[split].reshape(len(dataset.labels[split]), -1) for split in ("train", "test")}
     mean, std = (np.tile(values, 1024).astype(np.float32) for values in (dataset.mean, dataset.std))
     scaled = {split: values.astype(np.float32) / 255 for split, values in pixels.items()}

@@ -1,4 +1,4 @@
-"""What is measured within one process: our training epoch, input pipeline and training step against plain PyTorch's."""
+"""Measurements within one process: our training epoch, input pipeline and training step against plain PyTorch's."""
 
 import multiprocessing
 import os

@@ -1,6 +1,6 @@
-"""What a study of many runs costs: write some that are as real ones but for their pictures, and read them back.
+"""The cost of many runs: write runs that are like real ones except for their pictures, and read them back.
 
-They go into a `mlflow.db` of their own, or to the server of MLFLOW_TRACKING_URI. Prints what docs/scaling.md says.
+They go into a temporary `mlflow.db`, or to the server of MLFLOW_TRACKING_URI. Prints the numbers of docs/scaling.md.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The command line: finds the command, runs it, and says in one line what went wrong."""
+"""The command line: runs a command and reports an error in one line."""
 
 import codecs
 import importlib
@@ -20,8 +20,8 @@ INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code: 0, 1 for a failure, 2 for a wrong command line, 130 if interrupted."""
-    _write_what_the_terminal_can()
-    _let_libraries_warn()
+    _replace_unencodable_characters()
+    _drop_error_filters()
     options = make_parser().parse_args(arguments)
     logger = logging.getLogger("cifar_lab")
     if options.debug:
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     code, handlers = 1, [signal.signal(number, _interrupt) for number in INTERRUPTS]
     try:
         code = importlib.import_module(f"cifar_lab.commands.{options.command.replace('-', '_')}").run(options)
-    except (KeyboardInterrupt, SystemExit):  # which Lightning makes of the former
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
         code = INTERRUPTED
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _reader_left(sys.stdout):
@@ -39,14 +39,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"cifar_lab: {_reason(error)}", file=sys.stderr)
         return error.exit_code if isinstance(error, UserError) else 1
     finally:
-        if code != INTERRUPTED:  # else they stay ignored to the end of the process
+        if code != INTERRUPTED:  # after an interrupt, signals stay ignored until the process ends
             for number, handler in zip(INTERRUPTS, handlers, strict=True):
                 signal.signal(number, handler)
     return 128 + signal.SIGPIPE if _reader_left(sys.stdout) else code
 
 
 def _reader_left(output: TextIO | None) -> bool:
-    """Whether nobody reads what is printed any more, as after `| head`; what is still to be written is dropped."""
+    """Whether the reader of `output` is gone, as after `| head`; if so, the rest of the output is discarded."""
     if output is None:
         return False
     watch = select.poll()
@@ -54,7 +54,7 @@ def _reader_left(output: TextIO | None) -> bool:
         watch.register(output, 0)
         output.flush()
         left = any(event & (select.POLLERR | select.POLLHUP) for _, event in watch.poll(0))
-    except io.UnsupportedOperation:  # no file of the system
+    except io.UnsupportedOperation:  # not a file descriptor
         return False
     except BrokenPipeError:
         left = True
@@ -63,42 +63,44 @@ def _reader_left(output: TextIO | None) -> bool:
     return left
 
 
-def _let_libraries_warn() -> None:
-    """Where warnings are to be errors (PYTHONWARNINGS=error), the libraries' own would end their imports."""
+def _drop_error_filters() -> None:
+    """Ignore PYTHONWARNINGS=error, here and in workers: warnings of the libraries would abort their imports."""
     if any(option.startswith("error") for option in sys.warnoptions):
         os.environ.pop("PYTHONWARNINGS", None)
-        sys.warnoptions[:] = [option for option in sys.warnoptions if not option.startswith("error")]  # of workers too
-        warnings.filters[:] = [found for found in warnings.filters if found[0] != "error"]
+        sys.warnoptions[:] = [option for option in sys.warnoptions if not option.startswith("error")]
+        kept = [found for found in warnings.filters if found[0] != "error"]
+        warnings.filters[:] = kept  # type: ignore[index]  # a list
 
 
 def _interrupt(*_: object) -> None:
-    """End the command, once: while it ends its workers, another Ctrl-C changes nothing."""
+    """Interrupt the command once: a second Ctrl-C is ignored while it stops its workers."""
     for number in INTERRUPTS:
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def _reason(error: Exception) -> str:
-    """One line: what the user can mend, or that this is our mistake."""
+    """One line: what the user can fix, or that this is a bug."""
     if isinstance(error, UserError):
         return printable(str(error))
-    store = sys.modules.get("cifar_lab.tracking.store")  # where it is not loaded, the trouble is not tracking's
+    store = sys.modules.get("cifar_lab.tracking.store")  # if it is not loaded, the error is not about tracking
     reason = store.explain(error) if store else disk_trouble(error)
     if isinstance(error, ImportError):
-        reason = f"{error} (a package is missing, or memory to load it)"
-    ours = f"{type(error).__name__}: {error} (a mistake of cifar_lab, please report it; --debug shows where it is)"
-    return printable(" ".join((reason or ours).split()))
+        reason = f"{error} (a package is missing, or the memory to load it)"
+    bug = f"{type(error).__name__}: {error} (a bug in cifar_lab, please report it; --debug shows the traceback)"
+    return printable(" ".join((reason or bug).split()))
 
 
-def _write_what_the_terminal_can() -> None:
-    """Let no character end a command that the terminal's encoding lacks."""
+def _replace_unencodable_characters() -> None:
+    """Print "?" (for ± "+-") where the terminal's encoding lacks a character, instead of raising."""
 
     def replace(error: UnicodeError) -> tuple[str, int]:
+        assert isinstance(error, UnicodeEncodeError)
         missing = error.object[error.start : error.end]
         return "".join("+-" if character == "±" else "?" for character in missing), error.end
 
     codecs.register_error("cifar_lab", replace)
-    for stream in filter(None, (sys.stdout, sys.stderr)):  # one that is closed is None
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # a closed one is None
         stream.reconfigure(errors="cifar_lab")
 
 

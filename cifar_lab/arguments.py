@@ -1,164 +1,125 @@
-"""What the command line takes: commands, options and their types. Imports nothing heavy."""
+"""The command line: commands, options and their types. Imports nothing heavy."""
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 METRICS = ("test/acc", "test/acc_tta", "test/loss", "val/acc", "val/loss")
-PICTURES = (".png", ".svg", ".pdf")
 MOST, MOST_DEVICES, MOST_SEEDS, LARGEST_SEED = 1_000_000, 1024, 10_000, 1 << 32
-SHOWN = 40  # characters of what is refused
+SHOWN = 40  # characters of a refused value
+AddCommand = Callable[..., argparse.ArgumentParser]
+FILE = "name of a file in experiments/, or path of a .toml file"
+REPEATS = "experiment name, config hash, or id of a parent run"
 
 
 class Parser(argparse.ArgumentParser):
-    """Answers a mistake with one line and exit code 2; takes no abbreviations (--seed 5 would mean seeds 0 to 4)."""
+    """Reports a mistake in one line, with exit code 2; allows no abbreviations (--seed 5 would mean seeds 0 to 4)."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options, allow_abbrev=False)
+    def __init__(self, prog: str | None = None, **options: Any) -> None:
+        super().__init__(prog, **options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def make_parser() -> Parser:
-    """The parser of all commands; `command` of what it gives is the name of one."""
+    """The parser of all commands; it stores the command's name as `command`."""
     parser = Parser("cifar_lab", description="Experiment-tracked research on CIFAR-10.")
-    commands = parser.add_subparsers(required=True, metavar="command", parser_class=Parser)
-
-    for name, text in (
-        ("experiment", "train experiment files with several seeds, track everything, name the best run"),
-        ("pairs", "train them also one-vs-one, a classifier for each pair of classes, and say which is better"),
-    ):
-        add = commands.add_parser(name, help=text)
-        add.set_defaults(command=name)
-        _add_training_options(add)
-
-    add = commands.add_parser("sweep", help="search for better settings; write the best as an experiment file")
-    add.set_defaults(command="sweep")
-    add.add_argument("experiment", help="name of a file in experiments/, or a path to a .toml file")
-    add.add_argument("--trials", type=_positive, default=20, help="how many in all; default 20")
-    _add_run_options(add, "set one setting, or search it: section.key=low..high or low..high:log; may be repeated")
-
-    add = commands.add_parser("reproduce", help="train a tracked run again and say whether it comes out identical")
-    add.set_defaults(command="reproduce")
-    add.add_argument("run", help="id of a finished run, or a beginning of it that no other has")
-    add.add_argument(
-        "--tolerance", type=_tolerance, default=0.0, help="largest difference of a metric on another device; default 0"
-    )
-    add.add_argument(
-        "--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="default auto: as the run was trained"
-    )
-    add.add_argument(
-        "--data-dir", type=Path, help="folder or archive with the images; default: the cached ones of the run"
-    )
-
-    add = commands.add_parser("compare", help="mean, interval and p-value of the differences between repeats")
-    add.set_defaults(command="compare")
-    add.add_argument(
-        "experiments", nargs="+", metavar="experiment", help="experiment name, config hash or id of a parent run"
-    )
-    add.add_argument("--metric", choices=METRICS, default="test/acc", help="of all of them; default test/acc")
-    add.add_argument("--figure", type=_picture, default="comparison.png", help="default comparison.png")
-
-    add = commands.add_parser("report", help="write a page about repeats: results, curves, errors, examples")
-    add.set_defaults(command="report")
-    add.add_argument(
-        "experiments", nargs="+", metavar="experiment", help="experiment name, config hash or id of a parent run"
-    )
-    add.add_argument("--output", type=_page, default="report.html", help="default report.html")
-
-    add = commands.add_parser("predict", help="classes and probabilities of image files")
-    add.set_defaults(command="predict")
-    add.add_argument("images", nargs="+", metavar="image", help="file, folder, or pattern such as 'photos/*.jpg'")
-    add.add_argument(
-        "--model", help="beginning of the id of a finished run, or models:/...; default: the champion of the data set"
-    )
-    add.add_argument("--top", type=_positive, default=3, help="how many classes; default 3")
-    add.add_argument("--json", action="store_true", help="machine-readable")
-
-    add = commands.add_parser("serve", help="answer HTTP requests on 127.0.0.1 with MLflow's model server")
-    add.set_defaults(command="serve")
-    add.add_argument("--model", help="models:/...; default: the champion of the data set")
-    add.add_argument("--port", type=_port, default=5001, help="default 5001")
-
-    add = commands.add_parser(
-        "data", help="what images are there, from where, how many of each class; a picture of some"
-    )
-    add.set_defaults(command="data")
-    _add_data_options(add)
-    add.add_argument("--figure", type=_picture, default="samples.png", help="default samples.png")
-
-    add = commands.add_parser("check-gpu", help="say in a table whether a GPU trains right here, and how fast")
-    add.set_defaults(command="check-gpu")
-
-    add = commands.add_parser("best", help="name the best run by val/acc, and why")
-    add.set_defaults(command="best")
-
-    add = commands.add_parser("relocate", help="after the folder was moved or copied, let its artifacts be found")
-    add.set_defaults(command="relocate")
-
-    add = commands.add_parser("ui", help="open the tracked runs in MLflow's UI on 127.0.0.1")
-    add.set_defaults(command="ui")
-    add.add_argument("--port", type=_port, default=5000, help="default 5000")
-
-    add = commands.add_parser("server", help="become a tracking server for many people, on PostgreSQL (docs/server.md)")
-    add.set_defaults(command="server")
-    add.add_argument("--host", default="127.0.0.1", help="address to listen on; default 127.0.0.1, 0.0.0.0 is all")
-    add.add_argument("--port", type=_port, default=5000, help="default 5000")
-    for command in (parser, *commands.choices.values()):
-        default = False if command is parser else argparse.SUPPRESS
-        command.add_argument("--debug", action="store_true", default=default, help="show the traceback of what fails")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=Parser)
+    _add_training(commands.add_parser)
+    _add_results(commands.add_parser)
+    _add_models(commands.add_parser)
+    data = commands.add_parser("data", help="show which images are found, where, and how many of each class")
+    _add_images(data)
+    data.add_argument("--figure", type=_figure, default="samples.png", help="drawing of some; default samples.png")
+    commands.add_parser("check-gpu", help="check whether the GPU here trains correctly, and measure how fast")
+    commands.add_parser("relocate", help="after the folder was moved or copied, let mlflow.db find its artifacts")
+    ui = commands.add_parser("ui", help="open the tracked runs in MLflow's UI on 127.0.0.1")
+    ui.add_argument("--port", type=_port, default=5000, help="default 5000")
+    server = commands.add_parser("server", help="start a tracking server for a team, on PostgreSQL (docs/server.md)")
+    server.add_argument("--host", default="127.0.0.1", help="address to listen on, 0.0.0.0 for all; default 127.0.0.1")
+    server.add_argument("--port", type=_port, default=5000, help="default 5000")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    for command in commands.choices.values():
+        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
     return parser
 
 
-def _add_training_options(add: Parser) -> None:
-    add.add_argument(
-        "experiments", nargs="+", metavar="experiment", help="name of a file in experiments/, or a path to a .toml file"
-    )
-    add.add_argument(
-        "--seeds", type=_seeds, default="8", help="how many (8: seeds 0 to 7) or which (3,5,8 or 3,); default 8"
-    )
-    _add_run_options(add, "override one setting; may be repeated")
-    add.add_argument("--devices", type=_positive, help="that share each run's batches; default: the file's, 1")
-    add.add_argument("--cluster", metavar="address", help="train on this Ray cluster instead of on this machine")
-    add.add_argument("--gpus", type=_gpus, default=0, help="of the cluster, for one run, such as 1 or 0.25; default 0")
+def _add_training(add_command: AddCommand) -> None:
+    for name, text in (
+        ("experiment", "train experiments with several seeds, track everything, name the best run"),
+        ("pairs", "train each experiment also one-vs-one, with a classifier per pair of classes, and compare"),
+    ):
+        command = add_command(name, help=text)
+        command.add_argument("experiments", nargs="+", metavar="experiment", help=FILE)
+        text = "how many (8: seeds 0 to 7) or which (3,5,8 or 3,); default 8"
+        command.add_argument("--seeds", type=_seeds, default="8", help=text)
+        _add_run_options(command, "override a setting; may be repeated")
+        text = "devices that share the batches of a run; default: as in the experiment file, else 1"
+        command.add_argument("--devices", type=_positive, help=text)
+        command.add_argument("--cluster", metavar="address", help="train on this Ray cluster, not on this machine")
+        command.add_argument("--gpus", type=_gpus, default=0, help="GPUs per run on the cluster, 1 or 0.25; default 0")
+
+    command = add_command("sweep", help="search for better settings and write the best ones as an experiment file")
+    command.add_argument("experiment", help=FILE)
+    command.add_argument("--trials", type=_positive, default=20, help="number of trials in all; default 20")
+    _add_run_options(command, "fix a setting, or search section.key=low..high or low..high:log; may be repeated")
+
+    command = add_command("reproduce", help="train a tracked run again and say whether it comes out identical")
+    command.add_argument("run", help="id of a finished run, or its beginning if that is unambiguous")
+    text = "largest difference of a metric that is accepted, for another device; default 0"
+    command.add_argument("--tolerance", type=_tolerance, default=0.0, help=text)
+    _add_accelerator(command, "default auto: that of the run")
+    command.add_argument("--data-dir", type=Path, help="folder or archive with the images; default: the cached ones")
 
 
-def _add_run_options(add: Parser, override: str) -> None:
-    add.add_argument("--epochs", type=_positive, help="default: the experiment file's, 8")
-    add.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="section.key=value",
-        dest="overrides",
-        help=override,
-    )
-    _add_data_options(add)
-    add.add_argument(
-        "--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="default auto: a GPU if there is one"
-    )
-    add.add_argument(
-        "--jobs",
-        type=lambda text: None if text == "auto" else _positive(text),
-        help="runs at once; default auto: as the cores allow, one on a GPU",
-    )
+def _add_results(add_command: AddCommand) -> None:
+    command = add_command("compare", help="differences between experiments, with intervals and p-values")
+    command.add_argument("experiments", nargs="+", metavar="experiment", help=REPEATS)
+    command.add_argument("--metric", choices=METRICS, default="test/acc", help="default test/acc")
+    command.add_argument("--figure", type=_figure, default="comparison.png", help="default comparison.png")
+
+    command = add_command("report", help="write a page about experiments: results, curves, errors, calibration")
+    command.add_argument("experiments", nargs="+", metavar="experiment", help=REPEATS)
+    command.add_argument("--output", type=_page, default="report.html", help="default report.html")
+
+    add_command("best", help="name the best run by val/acc, and the reason")
 
 
-def _add_data_options(add: Parser) -> None:
-    add.add_argument(
-        "--data",
-        choices=("auto", "cifar10", "cifar100", "digits"),
-        default="auto",
-        help="auto (default): CIFAR-10, or the stand-in digits if it can't be had; the others fail instead",
-    )
-    add.add_argument(
-        "--data-dir",
-        type=Path,
-        default=os.environ.get("CIFAR_LAB_DATA") or None,
-        help="folder or archive with the images; default $CIFAR_LAB_DATA, then data/, ../shared/data/, download",
-    )
+def _add_models(add_command: AddCommand) -> None:
+    command = add_command("predict", help="classify image files")
+    command.add_argument("images", nargs="+", metavar="image", help="file, folder, or pattern such as 'photos/*.jpg'")
+    text = "beginning of the id of a finished run, or models:/...; default: the champion of the data set"
+    command.add_argument("--model", help=text)
+    command.add_argument("--top", type=_positive, default=3, help="number of classes to show; default 3")
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+    command = add_command("serve", help="answer HTTP requests on 127.0.0.1 with MLflow's model server")
+    command.add_argument("--model", help="models:/...; default: the champion of the data set")
+    command.add_argument("--port", type=_port, default=5001, help="default 5001")
+
+
+def _add_run_options(command: argparse.ArgumentParser, override: str) -> None:
+    command.add_argument("--epochs", type=_positive, help="default: as in the experiment file, else 8")
+    options: dict[str, Any] = {"action": "append", "default": [], "dest": "overrides"}
+    command.add_argument("--set", metavar="section.key=value", help=override, **options)
+    _add_images(command)
+    _add_accelerator(command, "default auto: a GPU if there is one")
+    text = "runs at a time; default auto: one per GPU, or as many as the cores allow"
+    command.add_argument("--jobs", type=lambda text: None if text == "auto" else _positive(text), help=text)
+
+
+def _add_images(command: argparse.ArgumentParser) -> None:
+    text = "default auto: CIFAR-10, or digits as a stand-in if it can't be had; the others fail instead"
+    command.add_argument("--data", choices=("auto", "cifar10", "cifar100", "digits"), default="auto", help=text)
+    text = "folder or archive with the images; default $CIFAR_LAB_DATA, then data/, ../shared/data/, download"
+    command.add_argument("--data-dir", type=Path, default=os.environ.get("CIFAR_LAB_DATA") or None, help=text)
+
+
+def _add_accelerator(command: argparse.ArgumentParser, text: str) -> None:
+    command.add_argument("--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help=text)
 
 
 def _positive(text: str) -> int:
@@ -171,35 +132,39 @@ def _positive(text: str) -> int:
     return value
 
 
-def _gpus(text: str) -> float:
+def _number(text: str) -> float:
+    """A number, or -1."""
     try:
-        value = float(text)
+        return float(text)
     except ValueError:
-        value = -1.0
+        return -1.0
+
+
+def _gpus(text: str) -> float:
+    value = _number(text)
     if not 0 <= value <= MOST_DEVICES or 1 < value != int(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number of GPUs nor a part of one")
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number of GPUs nor a fraction of one")
     return value
 
 
 def _tolerance(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
+    value = _number(text)
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a non-negative number")
     return value
 
 
-def _picture(text: str) -> Path:
-    if Path(text).suffix not in PICTURES:
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in {', '.join(PICTURES)}")
-    return Path(text)
+def _figure(text: str) -> Path:
+    return _ending(text, ".png", ".svg", ".pdf")
 
 
 def _page(text: str) -> Path:
-    if Path(text).suffix != ".html":
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in .html")
+    return _ending(text, ".html")
+
+
+def _ending(text: str, *suffixes: str) -> Path:
+    if Path(text).suffix not in suffixes:
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in {', '.join(suffixes)}")
     return Path(text)
 
 

@@ -1,4 +1,4 @@
-"""What determines a run, except its seed: loaded from an experiment file, validated, hashed."""
+"""The configuration of a run: loaded from an experiment file, validated, hashed."""
 
 import hashlib
 import json
@@ -12,12 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from cifar_lab.errors import UsageError, printable
 
 EXPERIMENTS = Path("experiments")
-LONGEST = 1 << 20  # bytes of an experiment file
+LONGEST = 1 << 20  # largest size of an experiment file in bytes
 Size = Annotated[int, Field(ge=1, le=65_536, strict=True)]
 
 
 class Section(BaseModel):
-    """Frozen; refuses unknown keys and wrong types."""
+    """Immutable; unknown keys and wrong types are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -26,15 +26,15 @@ class LinearConfig(Section):
     """Multinomial logistic regression on the 3,072 pixel values."""
 
     kind: Literal["linear"]
-    one_vs_one: bool = Field(False, description="a two-class classifier for each pair of classes, coupled into one")
+    one_vs_one: bool = Field(False, description="one two-class classifier per pair of classes, coupled into one")
 
 
 class CNNConfig(Section):
-    """Whitened 2x2 patches, then three blocks of `depth` 3x3 convolutions, each with its width in channels."""
+    """Whitened 2x2 patches, then three blocks of `depth` 3x3 convolutions; `widths` are their channels."""
 
     kind: Literal["cnn"]
-    one_vs_one: bool = Field(False, description="as of the linear model, with one network below all of them")
-    directions: int = Field(12, ge=1, le=12, description="of the 12 of a patch, by falling variance; two channels each")
+    one_vs_one: bool = Field(False, description="as for the linear model; the pairs share one network")
+    directions: int = Field(12, ge=1, le=12, description="principal directions of a patch; two channels each")
     widths: tuple[Size, Size, Size] = Field((64, 256, 256), strict=False)
     depth: int = Field(2, ge=1, le=100)
 
@@ -42,20 +42,20 @@ class CNNConfig(Section):
 class DataConfig(Section):
     """Classes, split and augmentation."""
 
-    labels: Literal["fine", "coarse"] = Field("fine", description="coarse: of CIFAR-100, the superclasses")
-    classes: tuple[str, ...] = Field((), strict=False, description="two or more of the data set's; all if not given")
+    labels: Literal["fine", "coarse"] = Field("fine", description="coarse: the superclasses of CIFAR-100")
+    classes: tuple[str, ...] = Field((), strict=False, description="two or more classes to keep; default all")
     val_size: int | None = Field(
-        None, ge=0, le=10**9, description="images held out; a tenth of the training set if not given"
+        None, ge=0, le=10**9, description="validation images; default a tenth of the training set"
     )
     split_seed: int = Field(0, ge=0, lt=1 << 32)
-    flip: bool = Field(True, description="mirror every other time a training image is seen")
+    flip: bool = Field(True, description="mirror a training image every other time it is seen")
     translate: int = Field(2, ge=0, le=16, description="largest shift of a training image, pixels")
     sides: tuple[Annotated[int, Field(ge=16, le=32, strict=True)], ...] = Field(
         (32,),
         strict=False,
         min_length=1,
         max_length=1000,
-        description="of training images, pixels; each for an equal part of the epochs",
+        description="sides of the training images in pixels, each for an equal share of the epochs",
     )
 
     @model_validator(mode="after")
@@ -66,36 +66,32 @@ class DataConfig(Section):
 
 
 class OptimConfig(Section):
-    """Muon for the filters of convolutions, SGD with Nesterov momentum for the rest.
+    """Muon for the filters of convolutions, SGD with Nesterov momentum for the other parameters.
 
-    All rates rise linearly over the `warmup` and fall linearly to zero.
+    All learning rates rise linearly during `warmup`, then fall linearly to zero.
     """
 
-    learning_rate: float = Field(0.05, gt=0, description="of SGD; for the CNN 0.01 times the batch size does well")
+    learning_rate: float = Field(0.05, gt=0, description="of SGD; for the CNN, 0.01 times the batch size works well")
     momentum: float = Field(0.85, ge=0, lt=1, description="of SGD")
     weight_decay: float = Field(0.0, ge=0, description="of SGD")
-    filter_learning_rate: float = Field(0.12, gt=0, description="of Muon: share of a filter bank's norm per step")
+    filter_learning_rate: float = Field(0.12, gt=0, description="of Muon, relative to a filter bank's norm")
     filter_momentum: float = Field(0.6, ge=0, lt=1, description="of Muon")
     label_smoothing: float = Field(0.2, ge=0, lt=1)
-    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the rates rise")
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the learning rates rise")
 
 
 class TrainerConfig(Section):
-    """How long, in what pieces, on how many devices, and with what arithmetic."""
+    """Epochs, batch sizes, precision, devices."""
 
     epochs: int = Field(8, ge=1, le=100_000)
     batch_size: int = Field(500, ge=1, le=10**6, description="images per optimiser step")
     micro_batch_size: int | None = Field(
-        None, ge=1, le=10**6, description="images that go through the network at once; the whole batch if not given"
+        None, ge=1, le=10**6, description="images that go through the network at once; default the whole batch"
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 where that is faster on the device, else fp32"
-    )
-    threads: int = Field(1, ge=1, le=1024, description="CPU threads of one run; they determine its last bits")
-    devices: int = Field(
-        1, ge=1, le=1024, description="that share each batch of one run; batch norm sees a device's part"
-    )
-    tta: bool = Field(False, description="score the test set also with test-time augmentation")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 if the device is faster in it")
+    threads: int = Field(1, ge=1, le=1024, description="CPU threads of one run; their number changes the last bits")
+    devices: int = Field(1, ge=1, le=1024, description="devices that share each batch; batch norm sees one's share")
+    tta: bool = Field(False, description="also score the test set with test-time augmentation")
 
     @model_validator(mode="after")
     def _whole_parts(self) -> Self:
@@ -123,34 +119,34 @@ class Config(Section):
         return self
 
     def hash(self, data_digest: str) -> str:
-        """12 hex digits that runs share exactly when they differ in nothing but the seed."""
+        """12 hex digits, equal for two runs if and only if they differ in nothing but the seed."""
         content = json.dumps([self.model_dump(), data_digest], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def flat(self) -> dict[str, Any]:
-        """`{"optim.learning_rate": 0.05, ...}`, every key of every section."""
+        """Every key of every section: `{"optim.learning_rate": 0.05, ...}`."""
         return {
             f"{section}.{key}": value for section, values in self.model_dump().items() for key, value in values.items()
         }
 
     def toml(self, changes_only: bool = False) -> str:
-        """An experiment file that loads to this config; with `changes_only` it says only what differs from defaults."""
-        lines, options = [], {"exclude_none": True, "exclude_defaults": changes_only}
-        for section, values in self.model_dump(**options).items():
+        """An experiment file that loads to this config; with `changes_only`, without keys that equal their defaults."""
+        lines = []
+        for section, values in self.model_dump(exclude_none=True, exclude_defaults=changes_only).items():
             lines += [f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items()), ""]
         return "\n".join(lines)
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
-    """Config of `experiments/<name>.toml`, or of a file named by its path, with `section.key=value` overrides applied.
+    """Config of `experiments/<name>.toml`, or of a path to a .toml file, with `section.key=value` overrides.
 
-    Raises UsageError: no such file, not TOML, an unknown key, a wrong type or value.
+    Raises UsageError for a missing file, invalid TOML, an unknown key, a wrong type or value.
     """
     return parse_config(*read_experiment(name), overrides)
 
 
 def read_experiment(name: str) -> tuple[str, str]:
-    """Text of `experiments/<name>.toml`, or of a file named by its path, and that path. Raises UsageError."""
+    """Text and path of `experiments/<name>.toml`, or of a path to a .toml file. Raises UsageError."""
     path = Path(name) if name.endswith(".toml") else EXPERIMENTS / f"{name}.toml"
     try:
         if path.exists() and not path.is_file():
@@ -168,13 +164,13 @@ def read_experiment(name: str) -> tuple[str, str]:
 
 
 def parse_config(text: str, place: str, overrides: Sequence[str] = ()) -> Config:
-    """Config of the text of an experiment file, with overrides applied; `place` is where it is from.
+    """Config from the text of an experiment file, with overrides; `place` names the file in messages.
 
-    Raises UsageError: not TOML, an unknown key, a wrong type or value.
+    Raises UsageError for invalid TOML, an unknown key, a wrong type or value.
     """
     try:
         values = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError of numbers with thousands of digits too
+    except (ValueError, RecursionError) as error:  # ValueError: also for numbers with thousands of digits
         raise UsageError(f"{place}: {error}") from None
     for override in overrides:
         section, key, value = _parse_override(override)
@@ -188,7 +184,7 @@ def parse_config(text: str, place: str, overrides: Sequence[str] = ()) -> Config
 
 
 def experiment_name(name: str) -> str:
-    """`cnn` for `cnn` and for `some/path/cnn.toml`. Raises UsageError for a name that can't be written in a line."""
+    """`cnn` for `cnn` and for `some/path/cnn.toml`. Raises UsageError for a name with unprintable characters."""
     found = Path(name).stem if name.endswith(".toml") else name
     if not found.isprintable():
         raise UsageError(f"an experiment can't have the name {printable(found)!r}")
@@ -226,4 +222,4 @@ def _known_keys(sections: list[str], location: tuple) -> list[str]:
         return list(Config.model_fields)
     if sections[0] == "model":
         return list((LinearConfig if location[1] == "linear" else CNNConfig).model_fields)
-    return list(Config.model_fields[sections[0]].annotation.model_fields)
+    return list(type(Config.model_fields[sections[0]].default).model_fields)

@@ -1,4 +1,4 @@
-"""What can go wrong by a mistake or a circumstance that the user can mend, and how it is told."""
+"""Errors that the user can fix, and one-line descriptions of errors."""
 
 import errno
 from pathlib import Path
@@ -7,7 +7,7 @@ DISK_TROUBLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQU
 
 
 class UserError(Exception):
-    """A mistake or a circumstance that the user can mend: shown as one line, never as a traceback."""
+    """An error that the user can fix: shown as one line, never as a traceback."""
 
     exit_code = 1
 
@@ -19,25 +19,25 @@ class UsageError(UserError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its kind if it says nothing."""
+    """The first line of an error's message, or the name of its class if it has none."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def printable(text: str) -> str:
-    """`text` with what would control a terminal, or can't be written at all, as an escape sequence."""
+    """`text` with control characters and lone surrogates escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def disk_trouble(error: BaseException) -> str:
-    """One line for what a disk did not allow; "" for another error."""
+    """One line for an error of the disk or its permissions; "" for any other error."""
     if not isinstance(error, OSError) or error.errno not in DISK_TROUBLE:
         return ""
     return f"{error.filename2 or error.filename or Path.cwd()}: {error.strerror}"
 
 
 class DataError(UserError):
-    """Images that are missing, damaged or not what they should be."""
+    """Images are missing, damaged or of the wrong kind."""
 
 
 class Unreachable(DataError):
-    """A download that the network did not give."""
+    """The network failed during a download."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and their digests."""
+"""Atomic writes and digests of files."""
 
 import hashlib
 import os
@@ -14,21 +14,21 @@ HEX = 64  # digits of a SHA-256
 
 @contextmanager
 def atomic_write(target: Path) -> Iterator[Path]:
-    """A path beside `target` to write a file or folder at: becomes `target` if the block succeeds, else is removed.
+    """A temporary path for a file or folder: renamed to `target` if the block succeeds, else removed.
 
-    A file is on the disk before it replaces another: a power cut leaves the old one or the new one. A folder that
-    another process put at `target` meanwhile is kept. Raises UserError if it can't be written.
+    A file is flushed to disk before it replaces another, so a power cut leaves the old one or the new one. If another
+    process has meanwhile created the folder `target`, that one is kept. Raises UserError if writing fails.
     """
     path = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove(path)  # of a killed process that had this number
+        _remove(path)  # left by a killed process with the same id
         yield path
         if path.is_file():
             _flush(path)
         if not (path.is_dir() and target.is_dir()):
             os.replace(path, target)
-            with suppress(OSError):  # not every file system can
+            with suppress(OSError):  # not every file system can flush a folder
                 _flush(target.parent)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or f'{error}; is the disk full?'}") from None
@@ -55,13 +55,13 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
 
 
 def seal(data: bytes) -> bytes:
-    """A zip archive, such as torch.save writes, with the SHA-256 of it as the comment at its end."""
+    """A zip archive, such as torch.save writes, with its own SHA-256 appended as the archive's comment."""
     data = data[:-2] + HEX.to_bytes(2, "little")  # the length of the comment that follows
     return data + hashlib.sha256(data).hexdigest().encode()
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file is as `seal` made it, to the last bit."""
+    """Whether a file has the digest that `seal` appended to it."""
     try:
         data = path.read_bytes()
     except OSError:

@@ -1,35 +1,37 @@
-"""Where other processes come from, and that they end with the one that started them."""
+"""Child processes: a fork server to start them, and a guard that ends them with their parent."""
 
 import multiprocessing
 import multiprocessing.util
 import os
 import tempfile
 from collections.abc import Sequence
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkServerContext
 from threading import Thread
 
-LONGEST = 60  # bytes of a folder in which multiprocessing can still name its sockets: their paths end at 104
+LONGEST = 60  # bytes of a temporary folder's path: the paths of multiprocessing's sockets in it may have 104
 SHORT = "/tmp"
 PRELOAD = ("cifar_lab.execution.experiment", "mlflow.store.tracking.sqlalchemy_store")  # what workers need
 
 
-def fork_server(preload: Sequence[str]) -> BaseContext:
-    """The context whose processes are forks of a server that has imported `preload`: they start at once."""
+def fork_server(preload: Sequence[str]) -> ForkServerContext:
+    """A context whose processes are forked from a server that has imported `preload`, so that they start at once."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*preload])
     own = tempfile.gettempdir()
     if len(os.fsencode(own)) > LONGEST:
         tempfile.tempdir = SHORT
-        multiprocessing.util.get_temp_dir()  # is made, and kept for the sockets
+        multiprocessing.util.get_temp_dir()  # creates the folder that multiprocessing keeps its sockets in
         tempfile.tempdir = own
     return context
 
 
 def follow_parent() -> None:
-    """End this process as soon as the one that started it ends."""
+    """End this process as soon as its parent ends."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
     def follow() -> None:
-        multiprocessing.parent_process().join()
+        parent.join()
         os._exit(1)
 
     Thread(target=follow, daemon=True).start()

@@ -32,7 +32,7 @@ TEST_METRICS = ("test/loss", "test/acc")
 
 
 def write_images(folder, per_class=(12, 4), suffix="png", classes=CIFAR10.classes):
-    """A data set of image files: each class is one grey level plus noise, so that it can be learned."""
+    """A learnable data set of image files: each class is a grey level plus noise."""
     noise, step = np.random.default_rng(0), 250 // len(classes)
     for split, count in zip(("train", "test"), per_class, strict=True):
         for label, name in enumerate(classes):
@@ -50,14 +50,14 @@ def image_folder(tmp_path):
 
 @pytest.fixture(autouse=True, scope="module")
 def _own_runs():
-    """What MLflow keeps in the environment of this process ends with the tests of a file."""
+    """Remove, after the tests of a file, what MLflow set in the environment of this process."""
     yield
     os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory, worker_id):
-    """A folder of all processes that run these tests, and who makes what is in it."""
+    """A folder that all processes of this test session share."""
     folder = tmp_path_factory.getbasetemp()
     folder = (folder if worker_id == "master" else folder.parent) / "shared"
     folder.mkdir(exist_ok=True)
@@ -66,7 +66,7 @@ def shared(tmp_path_factory, worker_id):
 
 @pytest.fixture(scope="session")
 def empty_database(shared):
-    """An `mlflow.db` without runs: MLflow needs seconds to make one."""
+    """An `mlflow.db` without runs, to copy: MLflow takes seconds to create one."""
     with FileLock(shared / "database.lock"), contextlib.chdir(shared):
         MlflowClient("sqlite:///mlflow.db").search_experiments()
     return shared / "mlflow.db"
@@ -74,7 +74,7 @@ def empty_database(shared):
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """An empty current directory: no data, no runs, nothing given by the environment."""
+    """An empty current folder, without data, runs or settings in the environment."""
     folder = tmp_path / "workplace"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -129,7 +129,7 @@ def pytest_sessionstart(session):
 
 
 class Driver:
-    """`cifar_lab` in a process that has its imports done, with its output in a file."""
+    """`cifar_lab` in a process forked after its imports, with its output in a file."""
 
     def __init__(self, folder, *arguments, **environment):
         self.log = folder / f"output-{uuid.uuid4()}.txt"
@@ -141,7 +141,7 @@ class Driver:
         return self.log.read_text() if self.log.exists() else ""
 
     def wait(self, text=None, seconds=120):
-        """Until `text` is in the output, or without one until the end; returns the exit code."""
+        """Wait for `text` in the output, or for the end; returns the exit code."""
         deadline = time.monotonic() + seconds
         while self.process.is_alive() and not (text and text in self.output()):
             assert time.monotonic() < deadline, self.output()
@@ -169,7 +169,7 @@ def experiment_arguments(*arguments):
 
 
 def recorded(client):
-    """Of every run its status, weights and all metric points but the times, by name."""
+    """By name of the run: status, weights, metric points without times, number of heatmaps."""
     experiment = client.get_experiment_by_name("digits")
     found = {}
     for run in client.search_runs([experiment.experiment_id], "tags.kind = 'run'"):
@@ -185,7 +185,7 @@ def recorded(client):
 
 
 def statuses_of(client):
-    """Of the runs on digits."""
+    """The statuses of the runs on digits."""
     experiment = client.get_experiment_by_name("digits")
     found = client.search_runs([experiment.experiment_id], "tags.kind = 'run'") if experiment else []
     return [run.info.status for run in found]
@@ -198,7 +198,7 @@ def free_port():
 
 
 def start_server(folder):
-    """A tracking server in `folder`; its process and address."""
+    """Process and address of a new tracking server in `folder`."""
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -217,7 +217,7 @@ def start_server(folder):
 
 @pytest.fixture
 def empty_server(tmp_path_factory):
-    """Address of a tracking server that nobody has used."""
+    """Address of an empty tracking server."""
     process, address = start_server(tmp_path_factory.mktemp("server"))
     yield address
     process.terminate()
@@ -235,7 +235,7 @@ def processes_in(folder):
 
 @pytest.fixture
 def unused(tracked, empty_database, tmp_path):
-    """A folder without runs, in which digits are decoded already."""
+    """A folder without runs in which digits are already decoded."""
     shutil.copytree(tracked.folder / "data", tmp_path / "data")
     shutil.copy(empty_database, tmp_path)
     return tmp_path

@@ -1,9 +1,9 @@
-"""A make-believe GPU: tensors that say they are on cuda:0 and hold their numbers in the CPU's memory.
+"""A simulated GPU: tensors that claim to be on cuda:0 but are stored in the CPU's memory.
 
-As CUDA's they refuse to meet the CPU's tensors, and torch's own debug mode (torch.cuda.set_sync_debug_mode) reports
-what makes the host wait for the GPU. It has fp32 only, and knows neither streams nor times.
+Like CUDA's tensors, they can't be mixed with the CPU's, and torch.cuda.set_sync_debug_mode reports the calls that make
+the host wait for the GPU. It has fp32 only, no streams and no timing.
 
-`install` lets torch find it; within `GPU()` tensors can be made on it.
+`install` lets torch find it; within `GPU()`, tensors can be created on it.
 """
 
 import importlib
@@ -20,7 +20,7 @@ Generator = torch.Generator
 
 
 class GPUTensor(torch.Tensor):
-    """Of the CPU's tensor `held`."""
+    """A tensor on the simulated GPU, stored as the CPU's tensor `held`."""
 
     @staticmethod
     def __new__(cls, held):
@@ -53,7 +53,7 @@ class GPUTensor(torch.Tensor):
 
 
 class GPU(TorchDispatchMode):
-    """Within it tensors can be made on the device, or brought there."""
+    """Context in which tensors can be created on the device or copied there."""
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         return compute(op, args, kwargs or {})
@@ -110,7 +110,7 @@ def compute(op, args, kwargs):
 
 
 def wait():
-    """What torch tells of a call that makes the host wait for the device."""
+    """Report, as torch does, a call that makes the host wait for the device."""
     if torch.cuda.get_sync_debug_mode() == 2:
         raise RuntimeError("called a synchronizing CUDA operation")
     if torch.cuda.get_sync_debug_mode() == 1:
@@ -118,7 +118,7 @@ def wait():
 
 
 class OtherGenerator(Generator):
-    """A generator on the device draws other numbers than the CPU's of the same seed."""
+    """With the same seed, a generator on the device draws other numbers than the CPU's."""
 
     def __new__(cls, device="cpu"):
         return super().__new__(cls) if torch.device(device).type == "cuda" else Generator(device)
@@ -128,7 +128,7 @@ class OtherGenerator(Generator):
 
 
 def install(patch, count=1):
-    """Let torch find `count` devices; patch(object, name, value) changes it."""
+    """Let torch find `count` devices; `patch(object, name, value)` makes the changes."""
     mode = [0]
     modes = {"default": 0, "warn": 1, "error": 2}
     for name, value in {
@@ -158,7 +158,7 @@ def install(patch, count=1):
 
 
 def install_for_lightning(patch):
-    """Leave out what Lightning asks of the real CUDA."""
+    """Skip Lightning's calls to the real CUDA."""
     for module in "lightning_fabric.accelerators.cuda", "pytorch_lightning.accelerators.cuda":
         found = importlib.import_module(module)
         patch(found, "_clear_cuda_memory", lambda: None)

@@ -1,4 +1,4 @@
-"""What the benchmarks compare is the same computation on both sides."""
+"""The benchmarks compare equal computations."""
 
 import pytest
 from conftest import EXPERIMENTS

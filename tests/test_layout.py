@@ -1,4 +1,4 @@
-"""The rooms of the package, and the agreement of what says which versions are installed."""
+"""The folders of the package and their order, and the agreement of the files that name versions."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ from conftest import REPOSITORY
 from packaging.requirements import Requirement
 
 PACKAGE = REPOSITORY / "cifar_lab"
-# Each room may import those before it; `networks` and `training` each other: a network is a classifier, a run has one.
+# A folder or file may import those before it. `networks` and `training` import each other: a network is a Classifier.
 ORDER = [
     "errors",
     "processes",
@@ -37,7 +37,7 @@ def room_of(path):
 
 
 def imported_rooms(path):
-    """The rooms of the package that a module imports, functions' own imports included."""
+    """What a module imports from the package, including imports in functions."""
     rooms = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "cifar_lab":
@@ -85,7 +85,7 @@ def test_lock_pins_every_requirement_within_its_range():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     pins = locked()
     extras = project["optional-dependencies"]
-    assert "ray" not in pins  # of the extra `cluster`, which not everyone installs
+    assert "ray" not in pins  # it is in the extra `cluster`, which is optional
     for requirement in map(Requirement, chain(project["dependencies"], extras["dev"], extras["server"])):
         (pin,) = pins[normalised(requirement.name)].specifier
         assert pin.operator == "=="

@@ -1,4 +1,4 @@
-"""Mistakes on the command line: one line, exit code 2, no waiting. Images that are wrong: one line, exit code 1."""
+"""Mistakes on the command line take one line, exit code 2 and no waiting; wrong images one line and exit code 1."""
 
 import re
 import resource
@@ -15,7 +15,7 @@ LINEAR = str(EXPERIMENTS / "linear.toml")
 
 @pytest.fixture
 def cifar_lab(capsys):
-    """Runs a command in this process; gives its exit code and what it wrote to stderr."""
+    """A function that runs a command in this process; returns its exit code and its stderr."""
 
     def run(*arguments):
         try:
@@ -28,7 +28,7 @@ def cifar_lab(capsys):
 
 
 def heavy_imports(*arguments):
-    """Which slow libraries a command imports before it ends."""
+    """The slow libraries that a command imports."""
     program = (
         "import sys\nfrom cifar_lab.__main__ import main\n"
         "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
@@ -70,7 +70,7 @@ MISTAKES = [
     (("ui", "--port", "70000"), "--port: '70000' is not a port: 1 to 65535"),
     (("experiment", LINEAR, "--accelerator", "tpu"), "argument --accelerator: invalid choice: 'tpu'"),
     (("reproduce",), "the following arguments are required: run"),
-    (("reproduce", "abc", "--tolerance", "-1"), "--tolerance: '-1' is not a number from 0"),
+    (("reproduce", "abc", "--tolerance", "-1"), "--tolerance: '-1' is not a non-negative number"),
     (("compare", "linear", "--figure", "x.doc"), "--figure: 'x.doc' does not end in .png, .svg, .pdf"),
     (("compare", "linear", "--metric", "test/acc,val/acc"), "argument --metric: invalid choice: 'test/acc,val/acc'"),
     (("best", "--metric", "test/acc"), "unrecognized arguments: --metric test/acc"),
@@ -111,7 +111,7 @@ def test_the_environment_names_the_images_too(workplace, cifar_lab, monkeypatch)
 
 def test_a_full_disk_costs_one_line_and_leaves_no_half_cache(workplace, cifar_lab):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))  # a write fails in the middle, as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))  # like a full disk, it makes a write fail halfway
     try:
         code, error = cifar_lab("experiment", LINEAR, "--data", "digits")
     finally:

@@ -1,4 +1,4 @@
-"""Every target of the Makefile: what it runs is a command that there is, with what the user gave."""
+"""Every target of the Makefile runs an existing command with the user's values."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Workers of this machine: on odd machines too."""
+"""Worker processes on unusual machines."""
 
 import os
 import subprocess

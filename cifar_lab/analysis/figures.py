@@ -1,4 +1,4 @@
-"""Arrays in, matplotlib Figure out. Nothing here shows, saves or computes what was learned."""
+"""Arrays in, matplotlib Figure out. Nothing here shows or saves a figure."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from cifar_lab.analysis.comparison import Summary
 
 
 def plain(text: str) -> str:
-    """`text` as matplotlib has to get it to draw it as it is: a formula stands between two dollars."""
+    """`text` with dollars escaped: matplotlib would typeset what stands between two of them as a formula."""
     return text.replace("$", r"\$")
 
 
@@ -36,8 +36,8 @@ def plot_learning_curves(
 ) -> Figure:
     """Loss and accuracy over completed epochs.
 
-    curves: of each line's name ("train", "val") its metrics "loss" and "acc", (epochs,) or (seeds, epochs); of several
-    seeds each is drawn thin and their mean thick. losses: what the loss is, by line, where it is not cross-entropy.
+    curves: by line ("train", "val") the metrics "loss" and "acc", (epochs,) or (seeds, epochs). Several seeds are drawn
+    as thin lines, their mean as a thick one. losses: by line the name of its loss, if that is not plain cross-entropy.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     figure.suptitle(plain(title))
@@ -66,7 +66,7 @@ def plot_comparison(
 ) -> Figure:
     """plot_seeds of `metric` beside plot_bands of `curve`."""
     figure = Figure(figsize=(11, 1.5 + 1.1 * max(3, len(values))), layout="constrained")
-    left, right = figure.subfigures(1, 2)
+    left, right = figure.subfigures(1, 2, squeeze=False)[0]
     _draw_seeds(left, values, summaries, metric)
     _draw_bands(right, curves, curve)
     return figure
@@ -75,8 +75,7 @@ def plot_comparison(
 def plot_seeds(values: Mapping[str, np.ndarray], summaries: Sequence[Summary], metric: str) -> Figure:
     """One dot per seed with mean and 95 % interval; values: (seeds,) of `metric` by name.
 
-    Where the sets lie so far apart that their spreads would not be seen, each has an axis of its own, all of the same
-    length.
+    Sets that are too far apart to show their spreads on one axis get one axis each, all of the same length.
     """
     figure = Figure(figsize=(6, 1 + 1.1 * max(2, len(values))), layout="constrained")
     _draw_seeds(figure, values, summaries, metric)
@@ -91,7 +90,7 @@ def plot_bands(curves: Mapping[str, np.ndarray], curve: str) -> Figure:
 
 
 def plot_reliability(sets: Mapping[str, Reliability]) -> Figure:
-    """Share of right predictions over their confidence, of each set by name; the diagonal would be perfect."""
+    """Reliability diagram: accuracy over confidence, a line by name; the diagonal is perfect calibration."""
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="gray", linestyle=":", label="perfect")
@@ -101,7 +100,7 @@ def plot_reliability(sets: Mapping[str, Reliability]) -> Figure:
         full = found.counts > 0
         label = f"{name}, ECE {100 * found.ece:.1f} %"
         axes.plot(found.confidence[full], found.accuracy[full], color=color, marker=marker, label=plain(label))
-    axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend()
     return figure

@@ -12,16 +12,16 @@ from matplotlib.figure import Figure
 
 from cifar_lab.analysis.figures import plain
 
-ANNOTATED = 25  # classes; with more there is no room for numbers in the cells
+ANNOTATED = 25  # most classes for which the cells have room for numbers
 SHOWN = 8  # epochs in a strip
 
 
 class ConfusionPlot:
     """Heatmaps of confusion counts, rows true and columns predicted, each row as shares of its sum.
 
-    Axes, names and colour bar are laid out and drawn once, the cells for each heatmap: a third of the time. Of many
-    classes the cells have no numbers, but colours that show rare errors; lines separate the `superclasses`, which are
-    named at their first class.
+    Axes, names and colour bar are drawn once and only the cells for each heatmap, which takes a third of the time. With
+    more than ANNOTATED classes the cells have no numbers, and the colours show rare errors. Lines separate the
+    `superclasses`, which are named at their first class.
     """
 
     def __init__(self, classes: Sequence[str], superclasses: Sequence[str] = ()) -> None:
@@ -50,7 +50,7 @@ class ConfusionPlot:
         ]
         self.drawn_each_time = [self.cells, *lines, *self.axes.texts]
         for artist in self.drawn_each_time:
-            artist.set_animated(True)  # not drawn with the rest
+            artist.set_animated(True)  # left out of the background
         for _ in range(2):  # long names move the axes
             self.canvas.draw()
         self.background = self.canvas.copy_from_bbox(figure.bbox)
@@ -61,7 +61,7 @@ class ConfusionPlot:
         self.canvas.restore_region(self.background)
         self.cells.set_array(shares)
         self.axes.set_title(f"{plain(title)}\n{'percent' if self.annotated else 'share'} of each true class")
-        for text, share in zip(self.axes.texts, shares.flat, strict=False):  # there are none of many classes
+        for text, share in zip(self.axes.texts, shares.flat, strict=False):  # none if there are many classes
             text.set(text=f"{100 * share:.0f}", color="white" if share > 0.5 else "black")
         for artist in *self.drawn_each_time, self.axes.title:
             self.axes.draw_artist(artist)
@@ -69,7 +69,7 @@ class ConfusionPlot:
 
 
 def _shares(counts: np.ndarray) -> np.ndarray:
-    """Of (classes, classes) counts each row as shares of its sum."""
+    """(classes, classes) counts with each row divided by its sum."""
     return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
 
@@ -85,11 +85,11 @@ def _turn_labels(axes: Axes, classes: int) -> None:
         axes.tick_params(labelsize=8)
 
 
-confusion_plot = functools.cache(ConfusionPlot)  # the same one for the runs of a process, which come one by one
+confusion_plot = functools.cache(ConfusionPlot)  # drawn once per process
 
 
 def plot_epochs(counts: Sequence[np.ndarray], classes: int) -> Figure:
-    """A strip of small heatmaps, one for each epoch, or for SHOWN of many; counts: (classes, classes) by epoch."""
+    """A strip of small heatmaps, one per epoch, at most SHOWN; counts: (classes, classes) by epoch."""
     shown = np.unique(np.linspace(0, len(counts) - 1, SHOWN).round().astype(int))
     figure = Figure(figsize=(SHOWN, 0.95), layout="constrained")
     norm = PowerNorm(1 if classes <= ANNOTATED else 0.5, 0, 1)

@@ -1,4 +1,4 @@
-"""Tables of results as text."""
+"""Tables of results, as markdown."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,7 +7,7 @@ import numpy as np
 from cifar_lab.analysis.comparison import Difference, Sample, Summary
 
 SUMMARY_HEADER = ("experiment", "n", "mean", "std", "95 % interval")
-DIFFERENCE_HEADER = ("difference", "n", "mean", "95 % interval, t", "95 % interval, bootstrap", "p", "enough seeds?")
+DIFFERENCE_HEADER = ("difference", "n", "mean", "95 % interval, t", "95 % interval, bootstrap", "p", "verdict")
 
 
 def unit(metric: str) -> str:
@@ -48,15 +48,22 @@ def difference_row(difference: Difference) -> list[str]:
 
 
 def method(differences: Sequence[Difference]) -> str:
+    """How n, p and the intervals of difference_row were computed."""
     pairs = sum(not np.isnan(difference.p) for difference in differences)
     adjusted = f", adjusted for {pairs} pairs (Holm)" if pairs > 1 else ""
-    caution = "the bootstrap's (BCa) is too narrow for few seeds: quote t"
-    return f"p: permutation test{adjusted}. Intervals are of one pair at a time; {caution}."
+    return (
+        f"n: common seeds, compared seed by seed (paired), or seeds of each. p: permutation test{adjusted}. Intervals "
+        "are not adjusted; the bootstrap's (BCa) is too narrow for few seeds, so quote t."
+    )
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Markdown, aligned to be read as it is."""
+def markdown_row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], aligned: bool = True) -> str:
+    """A markdown table; if `aligned`, its cells are padded, so that it reads well as plain text."""
     cells = [list(header), *map(list, rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]
+    widths = [max(map(len, column)) if aligned else 1 for column in zip(*cells, strict=True)]
+    lines = [markdown_row(map(str.ljust, row, widths)) for row in cells]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])

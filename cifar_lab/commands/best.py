@@ -1,4 +1,4 @@
-"""The best run of each data set and split, and why it is the best: by validation data alone."""
+"""The best run of each data set and split, by validation accuracy, and the reason."""
 
 import argparse
 from collections.abc import Sequence
@@ -10,21 +10,19 @@ from cifar_lab.tracking import queries, store
 
 
 def run(options: argparse.Namespace) -> int:
-    """Name the best run of every data set and split, and the reason; its test accuracy is only shown."""
+    """Print the best run of every data set and split; the test accuracy is shown but not used. Raises UserError."""
     client = store.connect()
     found = False
     for experiment in client.search_experiments(order_by=["name ASC"]):
         for images, split in queries.splits(client, experiment.experiment_id):
+            found = True
             ranking = queries.ranked_runs(client, experiment.experiment_id, images, split)
             if not ranking:
                 print(f"{experiment.name}, split {split}: no images held out, so there is nothing to choose by")
-                found = True
                 continue
-            first = ranking[0]
-            print(f"{experiment.name}, split {split}: {_name(first)}")
+            print(f"{experiment.name}, split {split}: {_name(ranking[0])}")
             print(f"  {_reason(ranking)}")
-            print(f"  test/acc {first.data.metrics['test/acc']:.2%}, not used to choose")
-            found = True
+            print(f"  test/acc {ranking[0].data.metrics['test/acc']:.2%}, not used to choose")
     if not found:
         raise UserError("no run has finished; make experiment trains some")
     return 0

@@ -1,4 +1,4 @@
-"""What only a GPU can tell, checked and measured on the one that is here: a table to paste into a bug report."""
+"""Checks and measurements of the GPU here: a table to paste into a bug report."""
 
 import argparse
 import copy
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cifar_lab.analysis.comparison import summarise
+from cifar_lab.analysis.tables import markdown_row, markdown_table
 from cifar_lab.config import Config, load_config
 from cifar_lab.data.cache import Dataset, load_dataset, open_dataset
 from cifar_lab.errors import UsageError
@@ -32,38 +33,39 @@ from cifar_lab.training.train import resolve_config, train
 WIDTHS = (64, 256, 256)  # of the CNN
 EPOCHS = 8
 SEEDS = 4
-MARGIN = 0.02  # of test accuracy: two devices whose mean difference is within it give the same results
-IMAGES = 45_000  # of noise: speed does not depend on what they show
+MARGIN = 0.02  # largest difference of mean test accuracy between equivalent devices
+IMAGES = 45_000  # of noise: speed does not depend on the pixels
 MATRIX = 8192
 PRODUCTS = 10
 TIMED = ("cnn", "cnn_speedrun")
+HEADER = ("check", "passed", "result")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the table; 0 if every check holds, else 1. Raises UsageError where there is no GPU."""
+    """Print the table; 0 if every check passes, else 1. Raises UsageError without a GPU."""
     accelerator = resolve_accelerator("auto")
     if accelerator == "cpu":
         raise UsageError("torch finds no GPU here, so there is nothing to check")
     digits, _ = load_dataset("digits")
     failed = done = 0
-    print("| check | holds | what was seen |\n|---|---|---|")
+    print(markdown_table(HEADER, []))
     with tempfile.TemporaryDirectory() as folder:
         for what, check in _GPU(accelerator, digits, Path(folder)).checks():
             try:
-                holds, seen = "yes", check()
+                passed, result = "yes", check()
             except Exception as error:
-                holds, seen = "NO", f"{type(error).__name__}: {' '.join(str(error).split())}"
+                passed, result = "NO", f"{type(error).__name__}: {' '.join(str(error).split())}"
                 traceback.print_exc()
                 failed += 1
             done += 1
-            print(f"| {what} | {holds} | {seen} |", flush=True)
+            print(markdown_row((what, passed, result)), flush=True)
     print(f"{failed} of {done} checks failed")
     return 1 if failed else 0
 
 
 @dataclass(frozen=True)
 class _GPU:
-    """The checks: each gives what was seen, or raises."""
+    """The checks: each returns its result or raises."""
 
     accelerator: str
     digits: Dataset
@@ -71,15 +73,15 @@ class _GPU:
 
     def checks(self) -> Iterator[tuple[str, Callable[[], str]]]:
         fast = fast_precision(self.accelerator)
-        yield "it is found", self.found
+        yield "GPU found", self.found
         for name in "linear", "cnn", "cnn, one-vs-one":
-            yield f"{name}: the first step's loss and gradients are the CPU's", partial(self.first_step, name)
+            yield f"{name}: loss and gradients of the first step as on the CPU", partial(self.first_step, name)
         for precision in dict.fromkeys(("fp32", fast)):
             for name in "linear", "cnn", "cnn, one-vs-one":
-                yield f"{name}, {precision}: two runs, one digest", partial(self.same_bits, name, precision)
-        yield f"cnn, {fast}: killed and continued, the same digest", partial(self.continued, "cnn", fast)
+                yield f"{name}, {precision}: same weights in two runs", partial(self.same_bits, name, precision)
+        yield f"cnn, {fast}: same weights if killed and continued", partial(self.continued, "cnn", fast)
         for name in "linear", "cnn":
-            yield f"{name}: {SEEDS} seeds give the CPU's test accuracy", partial(self.equivalent, name)
+            yield f"{name}: test accuracy over {SEEDS} seeds as on the CPU", partial(self.equivalent, name)
         for name in TIMED:
             yield f"{name}, {fast}: speed", partial(self.speed, name, fast)
 
@@ -89,7 +91,7 @@ class _GPU:
         return ", ".join(f"{name} {value}" for name, value in {**tags, **versions}.items())
 
     def config(self, name: str, precision: str, **trainer: Any) -> Config:
-        model = {"kind": "linear"} if name == "linear" else {"kind": "cnn", "widths": WIDTHS}
+        model: dict[str, Any] = {"kind": "linear"} if name == "linear" else {"kind": "cnn", "widths": WIDTHS}
         if "one-vs-one" in name:
             model["one_vs_one"] = True
         trainer = {"epochs": EPOCHS, "batch_size": 125, "precision": precision, **trainer}
@@ -112,10 +114,11 @@ class _GPU:
         largest = 0.0
         for (name, cpu), gpu in zip(here.named_parameters(), there.parameters(), strict=True):
             if cpu.grad is not None:
+                assert gpu.grad is not None, name
                 scale = cpu.grad.abs().max()
                 torch.testing.assert_close(gpu.grad.cpu() / scale, cpu.grad / scale, rtol=0, atol=1e-3, msg=name)
                 largest = max(largest, float(((gpu.grad.cpu() - cpu.grad) / scale).abs().max()))
-        return f"largest difference of a gradient {largest:.1e} of the largest in its tensor"
+        return f"largest difference of gradients {largest:.1e}, relative to the largest in the tensor"
 
     def same_bits(self, name: str, precision: str) -> str:
         config = self.config(name, precision, tta=name == "cnn")
@@ -134,11 +137,11 @@ class _GPU:
         finally:
             child.kill()
             child.join()
-        assert checkpoint.exists(), f"its process ended early, with {child.exitcode}"
+        assert checkpoint.exists(), f"the process ended early, with exit code {child.exitcode}"
         epochs = load_checkpoint(checkpoint)["epoch"] + 1
-        assert epochs < EPOCHS, "it was over before it could be killed"
+        assert epochs < EPOCHS, "the run ended before it could be killed"
         digests = [self.train(config, 0, self.accelerator, file).weights_digest for file in (checkpoint, None)]
-        assert digests[0] == digests[1], f"{digests[0]}, in one go {digests[1]}"
+        assert digests[0] == digests[1], f"{digests[0]}, without interruption {digests[1]}"
         return f"{digests[0]}, killed after {epochs} of {EPOCHS} epochs"
 
     def equivalent(self, name: str) -> str:
@@ -148,10 +151,10 @@ class _GPU:
             for accelerator in ("cpu", self.accelerator)
         )
         found = summarise(there - here)
-        seen = f"{there.mean():.2%}, CPU {here.mean():.2%}; difference {100 * found.ci_low:+.2f} to"
-        seen = f"{seen} {100 * found.ci_high:+.2f} points (95 % interval)"
-        assert max(abs(found.ci_low), abs(found.ci_high)) <= MARGIN, seen
-        return seen
+        interval = f"{100 * found.ci_low:+.2f} to {100 * found.ci_high:+.2f} points (95 % interval)"
+        result = f"{there.mean():.2%}, CPU {here.mean():.2%}; difference {interval}"
+        assert max(abs(found.ci_low), abs(found.ci_high)) <= MARGIN, result
+        return result
 
     def speed(self, name: str, precision: str) -> str:
         noise = _noise(self.digits)
@@ -165,14 +168,14 @@ class _GPU:
         seconds = result.epochs[-1].metrics["epoch_seconds"]
         rate = IMAGES / seconds
         share = rate * _operations(config, noise) / self.product_rate(precision)
-        each = f"{waits.seen / waits.steps:.2g}" if cuda else "unknown"
+        each = f"{waits.count / waits.steps:.2g}" if cuda else "unknown"
         return (
-            f"{seconds:.2f} s per epoch, {rate:,.0f} images/s, {share:.0%} of the arithmetic of a matrix product, "
+            f"{seconds:.2f} s per epoch, {rate:,.0f} images/s, {share:.0%} of the FLOP/s of a matrix product, "
             f"{each} waits for the GPU per step, {memory / 2**30:.2f} GiB"
         )
 
     def product_rate(self, precision: str) -> float:
-        """Operations per second of a large matrix product."""
+        """FLOP/s of a large matrix product."""
         matrix = torch.randn(MATRIX, MATRIX).to(torch.bfloat16 if precision == "bf16" else torch.float32)
         matrix, module = matrix.to(torch.device(self.accelerator, 0)), torch.get_device_module(self.accelerator)
         matrix @ matrix
@@ -196,10 +199,10 @@ def _train_in_child(config: Config, digits: Path, checkpoint: Path, accelerator:
 
 
 class _Waits(Callback):
-    """Counts in the first epoch how often a step waits for the GPU, as torch's own debug mode tells."""
+    """Counts how often the steps of the first epoch wait for the GPU, by torch's sync debug mode."""
 
     def __init__(self) -> None:
-        self.steps, self.seen = 0, 0
+        self.steps, self.count = 0, 0
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         if trainer.current_epoch == 0 and trainer.strategy.root_device.type == "cuda":
@@ -212,7 +215,7 @@ class _Waits(Callback):
         if trainer.current_epoch == 0 and trainer.strategy.root_device.type == "cuda":
             torch.cuda.set_sync_debug_mode("default")
             self.caught.__exit__(None, None, None)
-            self.seen += sum("synchronizing" in str(warning.message) for warning in self.warnings)
+            self.count += sum("synchronizing" in str(warning.message) for warning in self.warnings)
             self.steps += 1
 
 
@@ -226,7 +229,7 @@ def _noise(digits: Dataset) -> Dataset:
 
 
 def _operations(config: Config, noise: Dataset) -> float:
-    """Of the convolutions and products of forward and backward pass, for one image."""
+    """FLOPs per image of the convolutions and matrix products in forward and backward pass."""
     model, side = make_model(config, noise), config.data.sides[-1]
     images, labels = (torch.from_numpy(part["train"][:8]) for part in (noise.images, noise.labels))
     with FlopCounterMode(display=False) as counter:

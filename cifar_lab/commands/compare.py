@@ -1,4 +1,4 @@
-"""Sets of repeats beside one another: which is higher, by how much, and whether there are enough seeds to tell."""
+"""Compare experiments: which is higher, by how much, and whether the difference is significant."""
 
 import argparse
 from collections import Counter
@@ -19,34 +19,34 @@ from cifar_lab.analysis.tables import (
 from cifar_lab.config import experiment_name
 from cifar_lab.files import atomic_write
 from cifar_lab.tracking import queries, store
-from cifar_lab.tracking.lookup import curves_of, load_sets, remarks, values_of
+from cifar_lab.tracking.lookup import curves_of, load_comparison
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the table of a metric of each set of repeats and of each pair's difference, and draw them."""
+    """Print and draw a metric of each experiment, and the difference of each pair. Raises UserError."""
     metric, figure = options.metric, options.figure
     client = store.connect()
-    sets = load_sets(client, [*map(experiment_name, options.experiments)], metric)
-    print(f"{metric}{unit(metric)}; images {sets.samples[0].data}, split {sets.samples[0].split}\n")
-    print(markdown_table(SUMMARY_HEADER, map(summary_row, sets.samples, sets.summaries)))
-    if sets.differences:
-        print(f"\n{markdown_table(DIFFERENCE_HEADER, map(difference_row, sets.differences))}")
-        print(f"\nn: seeds that both have, compared seed by seed, or of both together. {method(sets.differences)}")
-    for sample, parent in zip(sets.samples, sets.parents, strict=True):
-        for line in _duplicates(client, parent):
-            print(f"{sample.name}: {line}")
-    for line in remarks(sets):
+    comparison = load_comparison(client, [*map(experiment_name, options.experiments)], metric)
+    items, first = comparison.items, comparison.items[0].sample
+    print(f"{metric}{unit(metric)}; images {first.data}, split {first.split}\n")
+    print(markdown_table(SUMMARY_HEADER, [summary_row(item.sample, item.summary) for item in items]))
+    if comparison.differences:
+        print(f"\n{markdown_table(DIFFERENCE_HEADER, map(difference_row, comparison.differences))}")
+        print(f"\n{method(comparison.differences)}")
+    for item in items:
+        for line in _duplicates(client, item.parent):
+            print(f"{item.name}: {line}")
+    for line in comparison.remarks:
         print(line)
-    curve, curves = curves_of(client, sets)
+    curve, curves = curves_of(client, comparison)
     with atomic_write(figure) as path:
-        plot_comparison(values_of(sets), sets.summaries, curves, metric, curve).savefig(
-            path, format=figure.suffix[1:], dpi=110
-        )
+        drawing = plot_comparison(comparison.values, comparison.summaries, curves, metric, curve)
+        drawing.savefig(path, format=figure.suffix[1:], dpi=110)
     print(f"\ndrawn in {figure}")
     return 0
 
 
 def _duplicates(client: MlflowClient, parent: Run) -> list[str]:
     finished = queries.children(client, parent, "attributes.status = 'FINISHED'")
-    seeds = sorted(int(run.data.tags["seed"]) for run in finished)
+    seeds = sorted(map(queries.seed_of, finished))
     return [f"seed {seed} finished {n} times; only the first counts" for seed, n in Counter(seeds).items() if n > 1]

@@ -1,4 +1,4 @@
-"""What images are there: from where, their digest, how many of each class, a picture of some."""
+"""Describe the images that are found: place, digest, number per class, a drawing of some."""
 
 import argparse
 from collections import Counter
@@ -14,20 +14,20 @@ from cifar_lab.files import atomic_write
 COLUMNS = 10  # of the picture
 
 
-def _doubles(dataset: Dataset) -> list[str]:
-    """What has the same pixels more than once, in a split or in both."""
+def _duplicates(dataset: Dataset) -> list[str]:
+    """Lines that count images with equal pixels, within a split and across both."""
     kinds = {split: Counter(image.tobytes() for image in images) for split, images in dataset.images.items()}
     lines = [
-        f"{count:,} images of {split} repeat the pixels of an earlier one"
+        f"{count:,} {split} images repeat the pixels of an earlier one"
         for split, found in kinds.items()
         if (count := found.total() - len(found))
     ]
     both = sum(kinds["test"][image] for image in kinds["test"] if image in kinds["train"])
-    return [*lines, *([f"{both:,} images of test have the pixels of one of train"] if both else [])]
+    return [*lines, *([f"{both:,} test images repeat the pixels of a train image"] if both else [])]
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print a description of the data set that is meant; draw some of its training images."""
+    """Print a description of a data set and draw some of its training images. Raises UserError."""
     figure = options.figure
     source = find_source(options.data, options.data_dir)
     dataset = decoded(source)
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     for index, name in enumerate(dataset.classes):
         print(f"{name:{width}}  {counts['train'][index]:6,}  {counts['test'][index]:6,}")
     print(f"{'all':{width}}  {counts['train'].sum():6,}  {counts['test'].sum():6,}")
-    for line in _doubles(dataset):
+    for line in _duplicates(dataset):
         print(line)
     columns = min(COLUMNS, counts["train"].min())
     first = [np.flatnonzero(dataset.labels["train"] == label)[:columns] for label in range(len(dataset.classes))]

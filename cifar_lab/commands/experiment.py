@@ -6,7 +6,7 @@ from cifar_lab.commands.request import requested
 
 
 def run(options: argparse.Namespace) -> int:
-    """0, 1 if a run failed, 130 if interrupted."""
+    """Returns 0, 1 if a run failed, 130 if interrupted. Raises UserError."""
     arguments = requested(options)
     from cifar_lab.execution.experiment import run_experiments
 

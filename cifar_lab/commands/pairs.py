@@ -1,4 +1,4 @@
-"""The same one-vs-one beside it: is a classifier for each pair of classes better?"""
+"""Train experiments as they are and one-vs-one, and compare both."""
 
 import argparse
 
@@ -6,7 +6,7 @@ from cifar_lab.commands.request import requested
 
 
 def run(options: argparse.Namespace) -> int:
-    """0, 1 if a run failed, 130 if interrupted."""
+    """Returns 0, 1 if a run failed, 130 if interrupted. Raises UserError."""
     arguments = requested(options)
     from cifar_lab.execution.pairs import run_pairs
 

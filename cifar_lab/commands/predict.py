@@ -1,4 +1,4 @@
-"""What a trained model says of image files of any size and kind."""
+"""Classify image files of any size and format with a trained model."""
 
 import argparse
 import glob
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from cifar_lab.tracking import queries, registry, store
 from cifar_lab.tracking.registry import load_registered
 
 BATCH = 250
-MOST_BYTES = 1 << 28  # of an image file
+MOST_BYTES = 1 << 28  # largest size of an image file
 Model = tuple[tuple[str, ...], Callable[[np.ndarray], np.ndarray]]  # classes; (n, 32, 32, 3) uint8 to (n, classes)
 
 
@@ -29,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the top classes of every image with their probabilities; 1 if an image could not be read, else 0."""
     files = _find(options.images)
     classes, probabilities = _load(store.connect(), options.model)
-    answers = []
+    answers: list[dict[str, Any]] = []
     for start in range(0, len(files), BATCH):
         part = files[start : start + BATCH]
         readings = [read_image(file) for file in part]
@@ -42,17 +43,17 @@ def run(options: argparse.Namespace) -> int:
             else:
                 answers.append({"file": str(file), "predictions": _top(next(rows), classes, options.top)})
                 if not options.json:
-                    told = ", ".join(f"{p['class']} {p['probability']:.1%}" for p in answers[-1]["predictions"])
-                    print(f"{printable(str(file))}: {told}")
+                    text = ", ".join(f"{p['class']} {p['probability']:.1%}" for p in answers[-1]["predictions"])
+                    print(f"{printable(str(file))}: {text}")
     if options.json:
         print(json.dumps(answers, indent=2))
     return int(any("error" in answer for answer in answers))
 
 
 def _find(images: Sequence[str]) -> list[Path]:
-    """The files that are meant by files, folders and patterns, each once; what means none stays as it is.
+    """The files that the given files, folders and patterns name, each once; a name without matches is kept.
 
-    One text may name several, as that of make's IMAGES does.
+    One text may hold several names, like make's IMAGES.
     """
     found: list[Path] = []
     for name in [part for text in images for part in _parts(text)]:
@@ -68,14 +69,14 @@ def _matches(name: str) -> list[str]:
 
 
 def _parts(text: str) -> list[str]:
-    with suppress(ValueError):  # of a quote that has no end
+    with suppress(ValueError):  # an unclosed quote
         if not _matches(text) and any(map(_matches, parts := shlex.split(text))):
             return parts
     return [text]
 
 
 def read_image(file: Path) -> np.ndarray | str:
-    """(32, 32, 3) uint8: the middle square of the image, scaled; or why it can't be read."""
+    """The middle square of an image, scaled to (32, 32, 3) uint8; or the reason why it can't be read."""
     try:
         if file.exists() and not (file.is_file() or file.is_dir()):
             return "not a file"
@@ -91,7 +92,7 @@ def read_image(file: Path) -> np.ndarray | str:
 
 
 def _load(client: MlflowClient, model: str | None) -> Model:
-    """A registered model by its address, a run's by the beginning of its id, or the champion."""
+    """A registered model by its address, a run's model by the beginning of its id, or the champion."""
     if model is None:
         model = registry.champion_address(client)
     if not model.startswith("models:/"):
@@ -102,7 +103,7 @@ def _load(client: MlflowClient, model: str | None) -> Model:
 
 def _of_run(client: MlflowClient, prefix: str) -> Model:
     from cifar_lab.tracking.load import network_of
-    from cifar_lab.tracking.summaries import load_confusion  # with Lightning, which a registered model does not need
+    from cifar_lab.tracking.summaries import load_confusion  # imports Lightning, which a registered model does not need
 
     run = queries.find_run(client, prefix)
     if run.data.tags.get("kind") not in ("run", "reproduction") or run.info.status != "FINISHED":

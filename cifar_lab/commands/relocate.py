@@ -1,4 +1,4 @@
-"""After the folder was moved or copied, let its artifacts be found."""
+"""Correct the artifact paths in mlflow.db after its folder was moved or copied."""
 
 import argparse
 
@@ -6,6 +6,6 @@ from cifar_lab.tracking.store import relocate
 
 
 def run(options: argparse.Namespace) -> int:
-    """0; raises UserError."""
+    """Returns 0. Raises UserError."""
     print(relocate())
     return 0

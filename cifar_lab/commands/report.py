@@ -1,4 +1,4 @@
-"""One page about finished repeats: results, curves, errors, calibration, examples, and how to get them again."""
+"""One page about finished repeats: results, curves, errors, calibration, examples, commands to reproduce them."""
 
 import argparse
 import base64
@@ -19,7 +19,7 @@ from PIL import Image
 
 from cifar_lab.analysis import tables
 from cifar_lab.analysis.calibration import Reliability, reliability
-from cifar_lab.analysis.comparison import Sample, Summary, summarise
+from cifar_lab.analysis.comparison import summarise
 from cifar_lab.analysis.figures import plot_bands, plot_reliability, plot_seeds
 from cifar_lab.analysis.heatmaps import confusion_plot
 from cifar_lab.config import experiment_name
@@ -28,7 +28,7 @@ from cifar_lab.execution.progress import clock
 from cifar_lab.files import atomic_write
 from cifar_lab.tracking import queries, store, summaries
 from cifar_lab.tracking.load import config_of, dataset_of, network_of
-from cifar_lab.tracking.lookup import Sets, curves_of, load_sets, remarks, values_of
+from cifar_lab.tracking.lookup import Comparison, Item, curves_of, load_comparison
 
 TEMPLATE = "report.html"
 BATCH = 250
@@ -42,35 +42,36 @@ ORIGINS = ("mlflow.source.git.commit", "git_dirty", "code_digest", "lock_digest"
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of the page, in it as a data URI, and what it shows in words."""
+    """An image in the page: its data URI and alternative text."""
 
     source: str
     alt: str
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the page about some sets of repeats, and track it with each of their parents."""
+    """Write the page about some experiments, and log it on each of their parents. Raises UserError."""
     client, output = store.connect(), options.output
-    sets = load_sets(client, [*map(experiment_name, options.experiments)], "test/acc")
-    page = render(client, sets)
+    comparison = load_comparison(client, [*map(experiment_name, options.experiments)], "test/acc")
+    page = render(client, comparison)
     with atomic_write(output) as path:
         path.write_text(page)
-    for parent in sets.parents:
-        summaries.log_report(client, parent.info.run_id, page)
-    print(f"written to {output} ({len(page) / 1e6:.1f} MB), and tracked with {', '.join(s.name for s in sets.samples)}")
+    for item in comparison.items:
+        summaries.log_report(client, item.parent.info.run_id, page)
+    names = ", ".join(item.name for item in comparison.items)
+    print(f"written to {output} ({len(page) / 1e6:.1f} MB), and logged with {names}")
     return 0
 
 
-def render(client: MlflowClient, sets: Sets) -> str:
-    """The page as HTML that needs no other file."""
-    shown = {sample.name: _shown(children) for sample, children in zip(sets.samples, sets.finished, strict=True)}
-    best = _shown([run for children in sets.finished for run in children])
+def render(client: MlflowClient, comparison: Comparison) -> str:
+    """The page as self-contained HTML."""
+    items, differences = comparison.items, comparison.differences
+    shown = {item.name: _shown(item.finished) for item in items}
+    best = _shown([run for item in items for run in item.finished])
     dataset = dataset_of(client, best)
     probabilities = {name: _probabilities(client, run, dataset) for name, run in shown.items()}
     calibration = {name: reliability(p, dataset.labels["test"]) for name, p in probabilities.items()}
     name = next(name for name, run in shown.items() if run.info.run_id == best.info.run_id)
     _, counts = summaries.load_confusion(client, best)
-    curve, curves = curves_of(client, sets)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -80,18 +81,15 @@ def render(client: MlflowClient, sets: Sets) -> str:
         images={split: len(labels) for split, labels in dataset.labels.items()},
         best=best,
         chosen="val/acc" in best.data.metrics,
-        others=sum(map(len, sets.finished)) - 1,
+        runs=sum(len(item.finished) for item in items),
         header=HEADER,
-        rows=[
-            _row(client, *each, calibration[each[0].name])
-            for each in zip(sets.samples, sets.summaries, sets.finished, strict=True)
-        ],
+        rows=[_row(client, item, calibration[item.name]) for item in items],
         difference_header=tables.DIFFERENCE_HEADER,
-        differences=[[cell.replace("`", "") for cell in tables.difference_row(d)] for d in sets.differences],
-        method=tables.method(sets.differences) if sets.differences else "",
-        remarks=remarks(sets),
-        seeds=_seeds_picture(sets),
-        curves=_curves_picture(curve, curves),
+        differences=[[cell.replace("`", "") for cell in tables.difference_row(d)] for d in differences],
+        method=tables.method(differences) if differences else "",
+        remarks=comparison.remarks,
+        seeds=_seeds_picture(comparison),
+        curves=_curves_picture(*curves_of(client, comparison)),
         heatmap=_heatmap(best, counts, dataset),
         confused=_confused(counts, dataset, probabilities[name]),
         scores=summaries.class_scores(counts, dataset.classes),
@@ -99,37 +97,33 @@ def render(client: MlflowClient, sets: Sets) -> str:
         shown=shown,
         mistakes=_mistakes(dataset, probabilities[name]),
         versions={tag: best.data.tags.get(tag, "") for tag in (*VERSIONS, *ORIGINS)},
-        configs={
-            sample.name: config_of(client, parent).toml()
-            for sample, parent in zip(sets.samples, sets.parents, strict=True)
-        },
-        commands=_commands(sets, best),
+        configs={item.name: config_of(client, item.parent).toml() for item in items},
+        commands=_commands(items, best),
     )
 
 
 def _shown(finished: Sequence[Run]) -> Run:
-    """The best of some runs by validation, or where nothing is held out the first."""
+    """The best of some runs by validation accuracy, or the first if there is none."""
     if "val/acc" not in finished[0].data.metrics:
         return finished[0]
     return min(finished, key=queries.rank)
 
 
 def _probabilities(client: MlflowClient, run: Run, dataset: Dataset) -> np.ndarray:
-    """(n, classes) of the test images, from the run's last checkpoint."""
+    """Probabilities of the test images, (n, classes), by the run's network."""
     network = network_of(client, run)
     with torch.inference_mode():
         parts = torch.from_numpy(dataset.images["test"]).split(BATCH)
         return torch.cat([network(part) for part in parts]).numpy()
 
 
-def _row(
-    client: MlflowClient, sample: Sample, summary: Summary, finished: Sequence[Run], found: Reliability
-) -> list[str]:
+def _row(client: MlflowClient, item: Item, found: Reliability) -> list[str]:
+    summary = item.summary
     interval = f"{summary.ci_low:.2%} to {summary.ci_high:.2%}" if summary.n > 1 else "-"
-    validation = [run.data.metrics["val/acc"] for run in finished if "val/acc" in run.data.metrics]
-    seconds = np.mean([queries.history(client, run.info.run_id, "epoch_seconds").sum() for run in finished])
+    validation = [run.data.metrics["val/acc"] for run in item.finished if "val/acc" in run.data.metrics]
+    seconds = np.mean([queries.history(client, run.info.run_id, "epoch_seconds").sum() for run in item.finished])
     return [
-        sample.name,
+        item.name,
         str(summary.n),
         str(summary),
         interval,
@@ -155,24 +149,21 @@ def _pixels(image: np.ndarray) -> str:
     return _uri(buffer.getvalue())
 
 
-def _seeds_picture(sets: Sets) -> Picture:
-    told = "; ".join(
-        f"{sample.name} {summary}, n = {summary.n}"
-        for sample, summary in zip(sets.samples, sets.summaries, strict=True)
-    )
-    return _picture(plot_seeds(values_of(sets), sets.summaries, "test/acc"), f"Test accuracy, a dot per seed: {told}")
+def _seeds_picture(comparison: Comparison) -> Picture:
+    texts = [f"{item.name} {item.summary}, n = {item.summary.n}" for item in comparison.items]
+    alt = f"Test accuracy, a dot per seed: {'; '.join(texts)}"
+    return _picture(plot_seeds(comparison.values, comparison.summaries, "test/acc"), alt)
 
 
 def _curves_picture(curve: str, curves: Mapping[str, np.ndarray]) -> Picture:
-    told = "; ".join(f"{name} from {v[:, 0].mean():.1%} to {v[:, -1].mean():.1%}" for name, v in curves.items())
-    return _picture(plot_bands(curves, curve), f"{curve} over epochs, mean over seeds: {told}")
+    texts = [f"{name} from {v[:, 0].mean():.1%} to {v[:, -1].mean():.1%}" for name, v in curves.items()]
+    return _picture(plot_bands(curves, curve), f"{curve} over epochs, mean over seeds: {'; '.join(texts)}")
 
 
 def _reliability_picture(calibration: Mapping[str, Reliability]) -> Picture:
-    told = "; ".join(f"{name} {found.ece:.1%}" for name, found in calibration.items())
-    return _picture(
-        plot_reliability(calibration), f"Share of right predictions over confidence; calibration error: {told}"
-    )
+    texts = [f"{name} {found.ece:.1%}" for name, found in calibration.items()]
+    alt = f"Accuracy over confidence; expected calibration error: {'; '.join(texts)}"
+    return _picture(plot_reliability(calibration), alt)
 
 
 def _heatmap(run: Run, counts: np.ndarray, dataset: Dataset) -> Picture:
@@ -183,7 +174,7 @@ def _heatmap(run: Run, counts: np.ndarray, dataset: Dataset) -> Picture:
 
 
 def _confused(counts: np.ndarray, dataset: Dataset, probabilities: np.ndarray) -> list[dict[str, object]]:
-    """The most frequent errors, each with the images in which it is made with the most confidence."""
+    """The most frequent errors, each with its most confident examples."""
     predicted, found = probabilities.argmax(axis=1), []
     for label, guess in summaries.most_confused(counts, CONFUSED):
         true, wrong, count = dataset.classes[label], dataset.classes[guess], int(counts[label, guess])
@@ -196,7 +187,7 @@ def _confused(counts: np.ndarray, dataset: Dataset, probabilities: np.ndarray) -
 
 
 def _mistakes(dataset: Dataset, probabilities: np.ndarray) -> list[dict[str, object]]:
-    """The test images that are wrong with the most confidence."""
+    """The most confidently misclassified test images."""
     labels, predicted = dataset.labels["test"], probabilities.argmax(axis=1)
     wrong = np.flatnonzero(predicted != labels)
     found = []
@@ -207,11 +198,11 @@ def _mistakes(dataset: Dataset, probabilities: np.ndarray) -> list[dict[str, obj
     return found
 
 
-def _commands(sets: Sets, best: Run) -> list[str]:
+def _commands(items: Sequence[Item], best: Run) -> list[str]:
     commit = best.data.tags.get("mlflow.source.git.commit", "unknown")
-    seeds = sorted(set.union(*(set(sample.values) for sample in sets.samples)))
+    seeds = sorted(set().union(*(item.sample.values for item in items)))
     count = str(len(seeds)) if seeds == [*range(len(seeds))] else ",".join(map(str, seeds))
-    names = " ".join(dict.fromkeys(parent.data.tags["experiment"] for parent in sets.parents))
+    names = " ".join(dict.fromkeys(item.parent.data.tags["experiment"] for item in items))
     return [
         *([f"git checkout {commit}"] if re.fullmatch("[0-9a-f]{40}", commit) else []),
         f'make experiment EXPERIMENTS="{names}" SEEDS={count}',

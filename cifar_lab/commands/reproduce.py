@@ -1,8 +1,8 @@
-"""A tracked run trained again from what was tracked of it alone, and compared with it, bit for bit."""
+"""Train a tracked run again, from its tracked config, seed and images, and compare the two bit for bit."""
 
 import argparse
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,9 +21,9 @@ from cifar_lab.tracking.recovery import end_dead_runs
 from cifar_lab.training.hardware import check_devices, resolve_accelerator
 from cifar_lab.training.train import Epoch
 
-EPOCH_METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "lr")  # epoch_seconds is nobody's to reproduce
+EPOCH_METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "lr")  # all but epoch_seconds
 TEST_METRICS = ("test/loss", "test/acc", "test/acc_tta")
-AROUND = {
+CONTEXT = {  # tags that may explain a difference
     "mlflow.source.git.commit": "git commit",
     "git_dirty": "uncommitted code",
     "data_digest": "images",
@@ -34,20 +34,17 @@ AROUND = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether two runs are the same: the first point that differs ("" for none), the largest difference, the weights.
+    """The differences between a tracked run and its reproduction."""
 
-    around: settings, images, code and machine that differ, each as "name: tracked, now".
-    """
-
-    first: str
-    largest: float
+    first: str  # the first metric that differs by more than the tolerance; "" if none does
+    largest: float  # difference of a metric
     same_weights: bool
-    around: tuple[str, ...]
+    context: tuple[str, ...]  # differing settings, images, code and machine, each as "name: x tracked, y now"
     tolerance: float
 
     @property
     def holds(self) -> bool:
-        """Every metric of every epoch is the same within the tolerance and, where that is zero, so are the weights."""
+        """Whether all metrics are equal within the tolerance and, if that is zero, the weights are identical."""
         return not self.first and (self.same_weights or self.tolerance > 0)
 
     def __str__(self) -> str:
@@ -56,12 +53,12 @@ class Verdict:
         weights = "the weights are the same" if self.same_weights else "the weights differ"
         if self.holds:
             return f"within {self.tolerance:g}: the largest difference is {self.largest:.3g}; {weights}"
-        around = "; ".join(self.around) or "nothing that is tracked"
-        return f"different: {self.first or 'no metric'}; {weights}\nwhat else differs: {around}"
+        context = "; ".join(self.context) or "nothing that is tracked"
+        return f"different: {self.first or 'no metric'}; {weights}\nwhat else differs: {context}"
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train a run again, track that, print the verdict; 0 if it holds, else 1."""
+    """Train a run again, track it, print the verdict; 0 if it holds, else 1. Raises UserError."""
     client, prefix, accelerator = store.connect(), options.run, options.accelerator
     original = queries.find_run(client, prefix)
     if original.data.tags.get("kind") not in ("run", "reproduction") or original.info.status != "FINISHED":
@@ -81,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _accelerator(tracked: str) -> str:
     if tracked != resolve_accelerator("cpu" if tracked == "cpu" else "auto"):
-        raise UserError(f"the run was trained on {tracked}, which is not here; try --accelerator cpu --tolerance 0.01")
+        raise UserError(f"the run was trained on {tracked}, which is missing; try --accelerator cpu --tolerance 0.01")
     return "cpu" if tracked == "cpu" else "gpu"
 
 
@@ -91,7 +88,8 @@ def _train(client: MlflowClient, original: Run, config: Config, dataset: Dataset
     end_dead_runs(client, original.info.experiment_id, tags)
     tags |= {"kind": "reproduction", "seed": original.data.tags["seed"], "reproduces": original.info.run_id}
     tags["mlflow.source.name"] = f"cifar_lab reproduce {original.info.run_id}"
-    tracked, shown = _points(client, original, EPOCH_METRICS), []
+    tracked = _points(client, original, EPOCH_METRICS)
+    shown: list[int] = []
 
     def report(epochs: Sequence[Epoch]) -> None:
         if len(epochs) == len(shown):
@@ -107,17 +105,17 @@ def _train(client: MlflowClient, original: Run, config: Config, dataset: Dataset
             run = lifecycle.create_run(client, original.info.experiment_id, name, tags)
             try:
                 train_tracked(client, run, config, dataset, accelerator, report)
-            finally:  # a reproduction is not continued
+            finally:  # a reproduction is never continued
                 shutil.rmtree(places.checkpoint_of(run.info.run_id).parent, ignore_errors=True)
     except SystemExit:
-        raise KeyboardInterrupt from None  # which Lightning turned into an exit
+        raise KeyboardInterrupt from None  # Lightning turned it into an exit
     except Timeout:
         raise UserError(f"{original.info.run_name} is being trained by another process; try again later") from None
     return client.get_run(run.info.run_id)
 
 
 def compare_runs(client: MlflowClient, original: Run, again: Run, tolerance: float) -> Verdict:
-    """What is different between two finished runs, in the order in which it was logged."""
+    """The differences between two finished runs; metrics are compared in the order in which they were logged."""
     then, now = (_points(client, run, EPOCH_METRICS + TEST_METRICS) for run in (original, again))
     first, largest = "", 0.0
     for epoch, metric in sorted(then.keys() | now.keys(), key=_order):
@@ -128,7 +126,7 @@ def compare_runs(client: MlflowClient, original: Run, again: Run, tolerance: flo
             shown = ["missing" if np.isnan(value) else f"{value!r}" for value in values]
             first = f"first at epoch {epoch}, {metric}: {shown[0]} tracked, {shown[1]} now"
     weights = [run.data.tags.get("weights_digest") for run in (original, again)]
-    return Verdict(first, largest, weights[0] == weights[1], tuple(_around(original, again)), tolerance)
+    return Verdict(first, largest, weights[0] == weights[1], _context(original, again), tolerance)
 
 
 def _points(client: MlflowClient, run: Run, metrics: Sequence[str]) -> dict[tuple[int, str], float]:
@@ -140,11 +138,14 @@ def _order(point: tuple[int, str]) -> tuple[bool, int, int]:
     return metric in TEST_METRICS, epoch, (EPOCH_METRICS + TEST_METRICS).index(metric)
 
 
-def _around(original: Run, again: Run) -> list[str]:
-    def differing(names: Mapping[str, str], then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-        return [f"{names[k]}: {then.get(k)} tracked, {now.get(k)} now" for k in names if then.get(k) != now.get(k)]
-
+def _context(original: Run, again: Run) -> tuple[str, ...]:
     settings = {name: name for name in sorted(original.data.params.keys() | again.data.params.keys())}
-    return differing(settings, original.data.params, again.data.params) + differing(
-        AROUND, original.data.tags, again.data.tags
+    return tuple(
+        f"{name}: {then.get(key)} tracked, {now.get(key)} now"
+        for names, then, now in (
+            (settings, original.data.params, again.data.params),
+            (CONTEXT, original.data.tags, again.data.tags),
+        )
+        for key, name in names.items()
+        if then.get(key) != now.get(key)
     )

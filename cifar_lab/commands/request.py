@@ -1,4 +1,4 @@
-"""What a command that trains asks for: configs, seeds, images, workers. Imports what is heavy after the mistakes."""
+"""The arguments of commands that train: configs, seeds, images, workers. Checks them before any heavy import."""
 
 import argparse
 import signal
@@ -12,16 +12,16 @@ from cifar_lab.processes import PRELOAD, fork_server
 
 
 def requested(options: argparse.Namespace) -> tuple[Any, ...]:
-    """The arguments of run_experiments."""
+    """The arguments of run_experiments. Raises UserError."""
     names = [experiment_name(name) for name in options.experiments]
     if len(set(names)) < len(names):
         raise UsageError(f"an experiment is named twice: {', '.join(names)}")
     given = overrides(options)
     configs = {name: load_config(file, given) for name, file in zip(names, options.experiments, strict=True)}
     if options.cluster and (options.jobs or options.accelerator != "auto"):
-        raise UsageError("--cluster places the runs itself: leave out --jobs and --accelerator; --gpus asks for GPUs")
+        raise UsageError("--cluster places the runs: leave out --jobs and --accelerator; set GPUs with --gpus")
     if options.gpus and not options.cluster:
-        raise UsageError("--gpus is what a run takes of a --cluster; here --accelerator gpu asks for the GPU")
+        raise UsageError("--gpus is only for --cluster; on this machine use --accelerator gpu")
     found = images(options)
     if options.cluster:
         from cifar_lab.execution.cluster import Cluster
@@ -33,13 +33,13 @@ def requested(options: argparse.Namespace) -> tuple[Any, ...]:
 
 
 def overrides(options: argparse.Namespace) -> list[str]:
-    """What the options set in an experiment file, as section.key=value."""
+    """All overrides of the experiment file, as section.key=value."""
     given = {name: getattr(options, name, None) for name in ("epochs", "devices")}
     return [*options.overrides, *(f"trainer.{name}={value}" for name, value in given.items() if value)]
 
 
 def images(options: argparse.Namespace) -> tuple[Any, str]:
-    """The data set, and why it is a stand-in; while it is decoded the workers' imports begin."""
+    """The data set, and why it is a stand-in ("" if it is not); the fork server imports in the meantime."""
     from cifar_lab.data.cache import decoded
     from cifar_lab.data.search import find_source
 
@@ -50,8 +50,8 @@ def images(options: argparse.Namespace) -> tuple[Any, str]:
 
 
 def _import_for_workers() -> None:
-    """Start the fork server that workers come from: it imports what they need while this process does the same."""
+    """Start the workers' fork server: it does their imports while this process does its own."""
     fork_server(PRELOAD)
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the driver to answer
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers inherit it: the driver handles Ctrl-C
     forkserver.ensure_running()
     signal.signal(signal.SIGINT, handler)

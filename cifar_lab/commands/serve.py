@@ -1,29 +1,28 @@
-"""MLflow's model server for a registered model, which says what is wrong with a request."""
+"""MLflow's model server for a registered model, with clear answers to invalid requests."""
 
 import argparse
 import json
 import zlib
 from typing import Any
 
-import mlflow
 import numpy as np
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
-from mlflow.pyfunc import scoring_server
+from mlflow.pyfunc import PyFuncModel, scoring_server
 from starlette.requests import ClientDisconnect
 
 from cifar_lab.commands import ui
 from cifar_lab.tracking import registry, store
 from cifar_lab.tracking.registry import load_registered
 
-EXPECTED = 'send {"inputs": [...]}, images of shape (n, 32, 32, 3), red, green and blue as whole numbers from 0 to 255'
-MOST_BYTES = 1 << 28  # of a request
-GZIP = 16 + zlib.MAX_WBITS  # zlib's way to ask for gzip's format
+EXPECTED = 'send {"inputs": [...]}, RGB images of shape (n, 32, 32, 3) as whole numbers from 0 to 255'
+MOST_BYTES = 1 << 28  # largest size of a request
+GZIP = 16 + zlib.MAX_WBITS  # zlib's code for the format of gzip
 
 
 def run(options: argparse.Namespace) -> int:
-    """Answer requests on 127.0.0.1 until interrupted."""
+    """Answer requests on 127.0.0.1 until interrupted. Raises UserError."""
     client, port = store.connect(), options.port
     address = options.model or registry.champion_address(client)
     ui.check_port(port, f"make serve PORT={port + 1}")
@@ -33,15 +32,15 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def make_app(model: mlflow.pyfunc.PyFuncModel) -> FastAPI:
-    """MLflow's server, before which requests with other than images get an answer 400 that says so."""
+def make_app(model: PyFuncModel) -> FastAPI:
+    """MLflow's server, behind a check that answers invalid requests with 400 and the reason."""
     app = scoring_server.init(model)
     app.add_middleware(_Checked)
     return app
 
 
 class _Checked:
-    """Hands on requests for predictions as MLflow understands them, and answers itself what is none."""
+    """ASGI middleware: converts requests for predictions to MLflow's protocol, and rejects invalid ones."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -52,14 +51,14 @@ class _Checked:
         if scope["type"] != "http" or scope["path"] != "/invocations" or not json_sent:
             return await self.app(scope, receive, send)
         try:
-            body = bytearray()
+            sent = bytearray()
             async for piece in Request(scope, receive).stream():
-                body += piece
-                _check_size(body)
+                sent += piece
+                _check_size(sent)
             if headers.get(b"content-encoding") == b"gzip":
-                body = zlib.decompressobj(GZIP).decompress(body, MOST_BYTES + 1)
-                _check_size(body)
-            body = json.dumps({"inputs": read_images(body).tolist()}).encode()
+                sent = bytearray(zlib.decompressobj(GZIP).decompress(sent, MOST_BYTES + 1))
+                _check_size(sent)
+            body = json.dumps({"inputs": read_images(sent).tolist()}).encode()
         except ClientDisconnect:
             return None
         except (ValueError, zlib.error) as error:
@@ -75,22 +74,22 @@ class _Checked:
         return await self.app({**scope, "headers": [*headers.items()]}, replay, send)
 
 
-def _check_size(body: bytes | bytearray) -> None:
+def _check_size(body: bytearray) -> None:
     if len(body) > MOST_BYTES:
         raise ValueError(f"the request has more than {MOST_BYTES >> 20} MiB")
 
 
 def read_images(body: bytes | bytearray) -> np.ndarray:
-    """(n, 32, 32, 3) uint8 of a request; raises ValueError, which says what is wrong with it."""
+    """The images of a request, (n, 32, 32, 3) uint8. Raises ValueError with the reason if it is invalid."""
     try:
         request = json.loads(body)
     except ValueError as error:
-        raise ValueError(f"this is not JSON ({error})") from None
+        raise ValueError(f"the request is not JSON ({error})") from None
     except RecursionError:
-        raise ValueError("this is nested too deeply") from None
+        raise ValueError("the request is nested too deeply") from None
     name = next((name for name in ("inputs", "instances") if isinstance(request, dict) and name in request), None)
     if name is None:
-        raise ValueError('there are no "inputs"')
+        raise ValueError('"inputs" is missing')
     try:
         images = np.asarray(request[name])
     except (ValueError, OverflowError):
@@ -98,7 +97,7 @@ def read_images(body: bytes | bytearray) -> np.ndarray:
     if images.ndim != 4 or images.shape[1:] != (32, 32, 3) or not len(images):
         raise ValueError(f'"{name}" has the shape {images.shape}')
     if images.dtype.kind not in "iuf" or (images.dtype.kind == "f" and (images != np.rint(images)).any()):
-        raise ValueError(f'"{name}" are not whole numbers ({images.dtype})')
+        raise ValueError(f'"{name}" has other values than whole numbers ({images.dtype})')
     if images.min() < 0 or images.max() > 255:
-        raise ValueError(f'"{name}" reach from {images.min()} to {images.max()}')
+        raise ValueError(f'"{name}" has values from {images.min()} to {images.max()}')
     return images.astype(np.uint8)

@@ -1,4 +1,4 @@
-"""A tracking server for many people: MLflow's own on PostgreSQL, which keeps the artifacts too and knows its users."""
+"""A tracking server for a team: MLflow's, on PostgreSQL, with artifacts and user accounts."""
 
 import argparse
 import os
@@ -26,7 +26,7 @@ auth_cache_ttl_seconds = 60
 def run(options: argparse.Namespace) -> NoReturn:
     """Become MLflow's server on the database of MLFLOW_BACKEND_STORE_URI; artifacts go to `server/artifacts`.
 
-    The users are in the same database; the first one is made at the first start: admin, with the password in
+    The user accounts are in the same database. The first start creates admin with the password in
     MLFLOW_AUTH_ADMIN_PASSWORD. Raises UserError.
     """
     database = os.environ.get(DATABASE, "")
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> NoReturn:
     host, port = options.host, options.port
     check_port(port, f"make server PORT={port + 1}")
     if not _has_users(database) and not os.environ.get(PASSWORD):
-        raise UserError(f"set {PASSWORD} to what the user admin shall have as password, for this first start")
+        raise UserError(f"set {PASSWORD} for this first start, to the password that the user admin will have")
     FOLDER.mkdir(mode=0o700, exist_ok=True)
     key, users = FOLDER / "session_key", FOLDER / "auth.ini"
     if not key.exists():
@@ -52,14 +52,14 @@ def run(options: argparse.Namespace) -> NoReturn:
 
 
 def _has_users(database: str) -> bool:
-    """Whether a server has run on the database before. Raises UserError if it does not answer."""
+    """Whether the database has user accounts. Raises UserError if it does not answer."""
     try:
         engine = sqlalchemy.create_engine(database)
         with engine.connect() as connection:
             if not sqlalchemy.inspect(connection).has_table("users"):
                 return False
             return connection.execute(sqlalchemy.text("SELECT count(*) FROM users")).scalar_one() > 0
-    except (sqlalchemy.exc.SQLAlchemyError, ValueError) as error:  # ValueError of a port that is no number
+    except (sqlalchemy.exc.SQLAlchemyError, ValueError) as error:  # ValueError: the port is not a number
         cause = getattr(error, "orig", None) or error
         raise UserError(f"{DATABASE}: {' '.join(str(cause).split())}") from None
 

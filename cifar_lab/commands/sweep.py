@@ -8,7 +8,7 @@ from cifar_lab.execution.space import parse_space
 
 
 def run(options: argparse.Namespace) -> int:
-    """0, 1 if no trial was completed, 130 if interrupted."""
+    """Returns 0, 1 if no trial was completed, 130 if interrupted. Raises UserError."""
     space = parse_space(experiment_name(options.experiment), options.experiment, overrides(options))
     dataset, fallback_reason = images(options)
     from cifar_lab.execution.local import Pool

@@ -1,4 +1,4 @@
-"""Runs on the nodes of a Ray cluster, which places them, brings the images to a node once, and restarts what dies."""
+"""Runs on a Ray cluster: Ray places them, copies the images to each node once, and restarts runs that die."""
 
 import logging
 import os
@@ -23,15 +23,15 @@ from cifar_lab.tracking.provenance import machine_tags
 from cifar_lab.training.hardware import fast_precision
 
 CONNECT_SECONDS = 10.0
-RETRIES = 5  # of a run whose process or node dies
+RETRIES = 5  # restarts of a run whose process or node dies
 
 
 class Cluster:
-    """The Ray cluster at `address`: a run takes a CPU for each thread of each of its devices, and `gpus` GPUs.
+    """The Ray cluster at `address`; a run takes `gpus` GPUs, and one CPU per thread and device.
 
-    `accelerator`, `tags` and `precision` are those of one of the nodes (see Pool); a run gets those of its own node.
+    `accelerator`, `tags` and `precision` are those of one node (see Pool); each run is tagged with those of its own.
     The connection lasts as long as this process. Raises UsageError without a tracking server or Ray, UserError if the
-    cluster does not answer, can't run this package, or serves this folder already.
+    cluster does not answer, can't run this package, or is already in use by this folder.
     """
 
     def __init__(self, address: str, gpus: float) -> None:
@@ -44,7 +44,7 @@ class Cluster:
         try:
             self.lock = locks.claim_cluster().acquire(timeout=0)
         except Timeout:
-            raise UserError("an experiment of this folder is running on a cluster; wait for it, or stop it") from None
+            raise UserError("an experiment of this folder is running on a cluster; wait for it or stop it") from None
         self.ray, self.gpus, self.accelerator = ray, gpus, "cuda" if gpus else "cpu"
         self._connect(address)
         with self.open(1, 1, 1) as submit:
@@ -57,7 +57,7 @@ class Cluster:
     def _connect(self, address: str) -> None:
         handler = signal.getsignal(signal.SIGTERM)
         try:
-            if where := re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", address):  # Ray itself would try for minutes
+            if where := re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", address):  # Ray would retry for minutes
                 socket.create_connection((where[1], int(where[2])), CONNECT_SECONDS).close()
             self.ray.init(
                 address,
@@ -68,15 +68,15 @@ class Cluster:
                 logging_level=logging.ERROR,
                 log_to_driver=False,
             )
-        except Exception as error:  # OSError, RuntimeError, ValueError: each release has its own
+        except Exception as error:  # OSError, RuntimeError or ValueError, depending on Ray's version
             raise UserError(f"no Ray cluster at {address}: {first_line(error)}") from None
         finally:
-            signal.signal(signal.SIGTERM, handler)  # Ray has its own, which exits
+            signal.signal(signal.SIGTERM, handler)  # Ray replaces it by one that exits
 
     def at_once(self, devices: int, threads: int, count: int) -> int:
-        """How many of `count` runs the nodes hold at once (see Pool). Raises UserError if none."""
-        if devices > 1 and 0 < self.gpus < devices:  # one run may have a part of one
-            raise UsageError(f"--gpus {self.gpus:g}: a run takes {devices} of them, one for each of trainer.devices")
+        """How many of `count` runs fit on the nodes at a time (see Pool). Raises UserError if none does."""
+        if devices > 1 and 0 < self.gpus < devices:
+            raise UsageError(f"--gpus {self.gpus:g}: a run with trainer.devices = {devices} takes {devices} GPUs")
         held = 0
         for node in self.ray.nodes():
             if node["Alive"]:
@@ -85,20 +85,21 @@ class Cluster:
                     fits.append(node["Resources"].get("GPU", 0) // self.gpus)
                 held += int(min(fits))
         if not held:
-            raise UserError(
-                f"no node of the cluster has what a run needs: CPUs {devices * threads}, GPUs {self.gpus:g}"
-            )
+            resources = f"CPUs {devices * threads}, GPUs {self.gpus:g}"
+            raise UserError(f"no node of the cluster has the resources for a run: {resources}")
         return min(held, count)
 
     @contextmanager
     def open(self, devices: int, threads: int, count: int) -> Iterator[Submit]:
-        """Gives the function that submits a call to a node, with needs as of at_once; an error ends all.
+        """A function that submits a call to a node with the resources of at_once. An error cancels all calls.
 
-        An argument that is the folder of a data set arrives as the data set, from the node's shared memory.
+        If an argument is the folder of a data set, the call gets the data set, from the node's shared memory.
         """
-        self.at_once(devices, threads, count)  # or Ray would wait for such a node
+        self.at_once(devices, threads, count)  # raises if no node is large enough, where Ray would wait for one
         options = {"num_cpus": devices * threads, "num_gpus": self.gpus, "max_retries": RETRIES}
-        task, datasets, submitted = self.ray.remote(**options)(_call), {}, []
+        task = self.ray.remote(**options)(_call)
+        datasets: dict[Path, Any] = {}
+        submitted: list[Any] = []
 
         def submit(call: Callable, *arguments: Any) -> Future:
             for folder in arguments:
@@ -106,7 +107,7 @@ class Cluster:
                     datasets[folder] = self.ray.put(open_dataset(folder))
             sent = [datasets[a] if isinstance(a, Path) else a for a in arguments]
             submitted.append(task.remote(call, *sent))
-            answer = Future()
+            answer: Future = Future()
 
             def settle(done: Future) -> None:
                 error = done.exception()
@@ -128,7 +129,7 @@ class Cluster:
 
 
 def _call(call: Callable, *arguments: Any) -> Any:
-    """The body of a task: `call` in a folder of this node's own."""
+    """The body of a task: `call` in a folder of this node."""
     import ray
 
     folder = Path(tempfile.gettempdir()) / f"cifar-lab-{ray.get_runtime_context().get_node_id()}"

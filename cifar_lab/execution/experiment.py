@@ -1,4 +1,4 @@
-"""The main job, from checked arguments to the last line on the terminal: plan, train, summarise, name the best run."""
+"""The main job, from checked arguments to the last printed line: plan, train, summarise, name the best run."""
 
 import contextlib
 from collections import Counter
@@ -27,7 +27,7 @@ from cifar_lab.tracking.recovery import end_dead_runs
 from cifar_lab.training.batches import epoch_costs
 from cifar_lab.training.train import resolve_config
 
-DIED = "its worker process died again and again (out of memory?); start again to continue it, with fewer --jobs"
+DIED = "its worker process died repeatedly (out of memory?); to continue it, start again with fewer --jobs"
 
 
 def run_experiments(
@@ -37,7 +37,10 @@ def run_experiments(
     fallback_reason: str,
     workers: Pool | Cluster,
 ) -> tuple[int, list[Repeats]]:
-    """Train what is missing of `configs` times `seeds`; gives the plan and 0, 1 if a run failed, 130 if interrupted."""
+    """Train the missing runs of `configs` with `seeds`. Raises UserError.
+
+    Returns 0, 1 if a run failed, 130 if interrupted; and the plan.
+    """
     console = Console(highlight=False, markup=False)
     datasets = {name: select(dataset, config.data) for name, config in configs.items()}
     configs = {name: resolve_config(config, datasets[name], workers.precision) for name, config in configs.items()}
@@ -51,7 +54,7 @@ def run_experiments(
     jobs = _MissingRuns(planned)
     interrupted = not _train(client, jobs, workers, console)
     if interrupted:
-        with contextlib.suppress(MlflowException), store.impatient():
+        with contextlib.suppress(MlflowException), store.short_timeouts():
             console.print(_results(client, planned, interrupted))
     else:
         console.print(_results(client, planned, interrupted))
@@ -80,16 +83,18 @@ def _announcement(datasets: Iterable[Dataset], fallback_reason: str) -> Panel:
 
 
 def _print_plan(console: Console, item: Repeats, accelerator: str) -> None:
-    going_on = f", {len(item.continuing)} of them continued" if item.continuing else ""
-    console.print(f"{item.name}: {len(item.missing)} of {len(item.seeds)} runs to train on {accelerator}{going_on}")
+    continued = f", {len(item.continuing)} of them continued" if item.continuing else ""
+    console.print(f"{item.name}: {len(item.missing)} of {len(item.seeds)} runs to train on {accelerator}{continued}")
     for name in item.damaged:
-        console.print(f"  the checkpoint of {name} is damaged, so it starts anew")
+        console.print(f"  the checkpoint of {name} is damaged, so it starts over")
     if differences := ", ".join(item.differences):
-        console.print(f"  not the same as before: {differences}. Finished runs are kept, unfinished ones start anew")
+        console.print(
+            f"  changed since earlier runs: {differences}. Finished ones are kept, unfinished ones start over"
+        )
 
 
 class _MissingRuns:
-    """The missing runs of some repeats as jobs; `reasons` says, by its name, why one failed."""
+    """The missing runs of some repeats as jobs; `reasons` has the reason of each failure by the run's name."""
 
     def __init__(self, planned: Sequence[Repeats]) -> None:
         self.repeats = [item for item in planned if item.missing]
@@ -116,7 +121,7 @@ def _job(item: Repeats, seed: int) -> Job:
 
 
 def _train(client: MlflowClient, jobs: _MissingRuns, workers: Pool | Cluster, console: Console) -> bool:
-    """Train every missing run; False if it was interrupted, which ends the running ones as KILLED."""
+    """Train all missing runs; False if interrupted, after marking the running ones as KILLED."""
     if not jobs.left():
         return True
     trainers = [item.config.trainer for item in jobs.repeats]
@@ -125,11 +130,11 @@ def _train(client: MlflowClient, jobs: _MissingRuns, workers: Pool | Cluster, co
     with Progress(client, console, costs, workers.at_once(*resources)) as progress:
 
         def show() -> None:
-            with contextlib.suppress(MlflowException):  # the display is not worth a run
+            with contextlib.suppress(MlflowException):  # a display is not worth failing for
                 progress.update(Counter(item.parent.info.run_name for item in jobs.jobs.values()), jobs.total)
 
         def recover() -> None:
-            with contextlib.suppress(MlflowException):  # it is done again at the next start
+            with contextlib.suppress(MlflowException):  # the next start does it again
                 for item in jobs.repeats:
                     end_dead_runs(client, item.parent.info.experiment_id, item.tags)
 
@@ -138,7 +143,7 @@ def _train(client: MlflowClient, jobs: _MissingRuns, workers: Pool | Cluster, co
                 lifecycle.mark(client, item.parent.info.run_id, "RUNNING")
             run_jobs(jobs, workers, resources, console, show, recover)
         except KeyboardInterrupt:
-            with store.impatient():
+            with store.short_timeouts():
                 recover()
             return False
     for job in [*jobs.jobs]:
@@ -153,7 +158,7 @@ def _results(client: MlflowClient, planned: Sequence[Repeats], interrupted: bool
     names = [f"{metric.replace('/', ' ').replace('_', ' ')}, mean ± std" for metric in shown]
     table = Table("experiment", "n", *names, "time per run")
     for item in planned:
-        with locks.store_lock():  # another command may have trained the same runs, and be here too
+        with locks.store_lock():  # another command may be summarising the same runs
             finished = summarise_repeats(client, item, interrupted)
         accuracies = [
             str(summarise(values)) if (values := [r.data.metrics[m] for r in finished if m in r.data.metrics]) else "-"
@@ -172,7 +177,7 @@ def _by_dataset(planned: Sequence[Repeats]) -> dict[str, list[Repeats]]:
 
 
 def _promote(client: MlflowClient, items: Sequence[Repeats]) -> list[str]:
-    """Make the best run on the data set of these repeats its champion; the lines that name it."""
+    """Make the best run on the data set of these repeats its champion; returns the lines to print about it."""
     dataset, experiment_id = items[0].dataset, items[0].parent.info.experiment_id
     item = next((item for item in items if item.config.data.val_size), None)
     if item is None:
@@ -186,6 +191,6 @@ def _promote(client: MlflowClient, items: Sequence[Repeats]) -> list[str]:
     val, test = (f"{stage} acc {best.data.metrics[f'{stage}/acc']:.2%}" for stage in ("val", "test"))
     line = f"best run: {best.info.run_name}, highest val acc of all on these images: {val}, {test}"
     if not promoted:
-        return [line, f"the champion of {dataset.name} stays: it was chosen on other validation images"]
+        return [line, f"the champion of {dataset.name} is kept: it was chosen on other validation images"]
     model = f"models:/{registry.model_name(client, dataset.name)}@{registry.ALIAS}"
     return [line, f'use it: make predict MODEL={model} IMAGES="photos/*.jpg", or make serve MODEL={model}']

@@ -1,4 +1,4 @@
-"""Jobs in worker processes: submitted, waited for, done again when a worker dies."""
+"""Jobs in worker processes: submitted, waited for, resubmitted if a worker dies."""
 
 import logging
 from collections.abc import Callable, Collection
@@ -15,7 +15,7 @@ from cifar_lab.execution.local import Pool, Submit
 from cifar_lab.execution.worker import train_one
 
 POLL_SECONDS = 1.0
-DEATHS = 3  # of workers in a row, without a job that ends: there is no use in going on
+DEATHS = 3  # give up if so many workers die in a row and no job ends
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,13 +27,13 @@ class Job:
 
 
 class Jobs(Protocol):
-    """Where jobs come from, and who is told what became of them."""
+    """A queue of jobs that is notified of their results."""
 
     def left(self) -> int:
-        """How many are not over yet."""
+        """The number of jobs that have not ended."""
 
     def next(self, running: Collection[Job]) -> Job | None:
-        """One to submit now, while others are running; None if there is none, or if it has to wait for them."""
+        """A job to submit now; None if there is none, or if it has to wait for one of those running."""
 
     def done(self, job: Job, run: Run) -> None: ...
 
@@ -50,8 +50,8 @@ def run_jobs(
 ) -> None:
     """Run jobs until none is left, or until workers have died DEATHS times in a row.
 
-    One failure does not stop the others, nor does the death of a worker: after `recover` new workers go on. A run that
-    another process trains is waited for. `show` is called about once in POLL_SECONDS. resources: see Pool.at_once.
+    A failed job does not stop the others. If a worker dies, `recover` is called and new workers continue. Runs that
+    another process trains are waited for. `show` is called about every POLL_SECONDS. resources: see Pool.at_once.
     """
     deaths = 0
     while (before := jobs.left()) and deaths < DEATHS:
@@ -59,13 +59,13 @@ def run_jobs(
             with workers.open(*resources) as submit:
                 _run(jobs, submit, console, show)
         except BrokenProcessPool:
-            console.print("a worker process died; its runs go on in new ones", soft_wrap=True)
+            console.print("a worker process died; its runs continue in new ones", soft_wrap=True)
             recover()
             deaths = deaths + 1 if jobs.left() == before else 1
 
 
 def _run(jobs: Jobs, submit: Submit, console: Console, show: Callable[[], None]) -> None:
-    """Raises BrokenProcessPool if a worker dies: what was running has to be submitted again."""
+    """Raises BrokenProcessPool if a worker dies: running jobs have to be submitted again."""
     running: dict[Future, Job] = {}
     elsewhere: set[Job] = set()
     while True:

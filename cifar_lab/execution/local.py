@@ -1,4 +1,4 @@
-"""Worker processes of this machine for many runs, stopped together with what they run."""
+"""Worker processes on this machine."""
 
 import multiprocessing
 import os
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -21,9 +22,9 @@ Submit = Callable[..., Future]
 
 
 class Pool:
-    """This machine: `jobs` runs at once, or as many as the cores hold; with GPUs one on each.
+    """This machine: trains `jobs` runs at a time, by default one per GPU, or as many as the cores allow.
 
-    `accelerator`, `tags` (see machine_tags) and `precision` (see fast_precision) are those that runs have here.
+    `accelerator`, `tags` (see machine_tags) and `precision` (see fast_precision) are those of the runs.
     """
 
     def __init__(self, accelerator: str, jobs: int | None) -> None:
@@ -31,9 +32,9 @@ class Pool:
         self.tags, self.precision = machine_tags(self.accelerator), fast_precision(self.accelerator)
 
     def at_once(self, devices: int, threads: int, count: int) -> int:
-        """How many of `count` runs are trained at once, each on so many devices with so many threads.
+        """How many of `count` runs are trained at a time, if each takes `devices` devices with `threads` threads each.
 
-        Raises UsageError if the devices are not here.
+        Raises UsageError if this machine has fewer devices.
         """
         check_devices(self.accelerator, devices)
         jobs = self.jobs
@@ -45,18 +46,18 @@ class Pool:
 
     @contextmanager
     def open(self, *resources: int) -> Iterator[Submit]:
-        """Gives the function that submits a call to a worker process; an error ends all. resources: see at_once."""
-        # a fork server's workers start at once, with all imports done; Metal does not survive a fork
+        """A function that submits a call to a worker process. An error stops all workers. resources: see at_once."""
+        # the fork server has done all imports, so workers start at once; Metal does not work after a fork
         context = multiprocessing.get_context("spawn") if self.accelerator == "mps" else fork_server(PRELOAD)
         jobs = self.at_once(*resources)
         settings = [self._settings(worker, devices=resources[0]) for worker in range(jobs)]
         with ProcessPoolExecutor(jobs, context, start_worker, (settings, context.Value("i", 0))) as pool:
 
-            def submit(*call: object) -> Future:
-                handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the driver to answer
+            def submit(call: Callable, *arguments: Any) -> Future:
+                handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers inherit it: the driver handles Ctrl-C
                 try:
-                    return pool.submit(*call)
-                except (OSError, EOFError) as error:  # of a fork server that died meanwhile
+                    return pool.submit(call, *arguments)
+                except (OSError, EOFError) as error:  # the fork server died
                     raise BrokenProcessPool("no worker process could be started") from error
                 finally:
                     signal.signal(signal.SIGINT, handler)
@@ -68,7 +69,7 @@ class Pool:
                 raise
 
     def _settings(self, worker: int, devices: int) -> dict[str, str]:
-        """Environment variables of a worker: MLflow's as they are here, and which GPUs are its own."""
+        """Environment variables of a worker: MLflow's settings as in this process, and the worker's own GPUs."""
         settings = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
         if self.accelerator == "cuda":
             count = torch.cuda.device_count()

@@ -1,4 +1,4 @@
-"""Is one classifier of all classes, or one for each pair of them coupled together, the better one?"""
+"""One classifier for all classes against one-vs-one: which is better, and which pairs of classes are hard?"""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -27,35 +27,38 @@ def run_pairs(
     fallback_reason: str,
     workers: Pool | Cluster,
 ) -> int:
-    """Train each of `configs` as it is and one-vs-one, track both, say which pairs are hard and which way is better."""
-    both = {}
+    """Train each of `configs` as it is and one-vs-one, then print the hardest pairs and the difference.
+
+    Returns 0, 1 if a run failed, 130 if interrupted. Raises UsageError if a config is one-vs-one already.
+    """
+    both: dict[str, Config] = {}
     for name, config in configs.items():
         if config.model.one_vs_one:
-            raise UsageError(f"{name}: model.one_vs_one is what pairs adds; leave it out")
+            raise UsageError(f"{name}: pairs sets model.one_vs_one itself; leave it out")
         pairs = config.model.model_copy(update={"one_vs_one": True})
         both |= {name: config, f"{name}-pairs": config.model_copy(update={"model": pairs})}
     code, planned = run_experiments(both, seeds, dataset, fallback_reason, workers)
     if code == 0:
         client = store.connect()
-        for ordinary, pairwise in zip(planned[::2], planned[1::2], strict=True):
-            _print_answer(client, ordinary, pairwise)
+        for multiclass, one_vs_one in zip(planned[::2], planned[1::2], strict=True):
+            _print_answer(client, multiclass, one_vs_one)
     return code
 
 
-def _print_answer(client: MlflowClient, ordinary: Repeats, pairwise: Repeats) -> None:
-    finished = queries.finished_runs(client, pairwise.parent)
+def _print_answer(client: MlflowClient, multiclass: Repeats, one_vs_one: Repeats) -> None:
+    finished, parent_id = queries.finished_runs(client, one_vs_one.parent), one_vs_one.parent.info.run_id
     accuracies = np.stack([summaries.load_pairs(client, run) for run in finished])
-    names = [f"{first} - {second}" for first, second in combinations(pairwise.dataset.classes, 2)]
-    title = f"{pairwise.name}, mean of {len(finished)} seeds"
-    summaries.log_pairs(client, pairwise.parent.info.run_id, accuracies.mean(axis=0), pairwise.dataset.classes, title)
+    names = [f"{first} - {second}" for first, second in combinations(one_vs_one.dataset.classes, 2)]
+    title = f"{one_vs_one.name}, mean of {len(finished)} seeds"
+    summaries.log_pairs(client, parent_id, accuracies.mean(axis=0), one_vs_one.dataset.classes, title)
     order = np.argsort(accuracies.mean(axis=0))
-    print(f"\n{pairwise.name}: accuracy on the test images of the two classes, n = {len(finished)}")
+    print(f"\n{one_vs_one.name}: accuracy on the test images of the two classes, n = {len(finished)}")
     for label, shown in ("hardest", order[:SHOWN]), ("easiest", order[: -SHOWN - 1 : -1]):
         print(f"  {label}: " + "; ".join(f"{names[i]} {summarise(accuracies[:, i])}" for i in shown))
-    print(f"  all {len(names)}: {summaries.PAIRS} and its .png of the run {pairwise.parent.info.run_id}")
-    samples = [sample_of(client, item.parent, "test/acc", item.name) for item in (pairwise, ordinary)]
+    print(f"  all {len(names)}: artifacts pairs/ of run {parent_id}")
+    samples = [sample_of(client, item.parent, "test/acc", item.name) for item in (one_vs_one, multiclass)]
     (difference,) = compare(samples)
-    each = ", ".join(f"{sample.name} {summarise(list(sample.values.values()))}" for sample in samples)
+    each = ", ".join(f"{sample.name} {summarise([*sample.values.values()])}" for sample in samples)
     low, high = difference.ci
     print(
         f"test accuracy: {each}; difference {100 * difference.mean:+.2f} points, 95 % interval {100 * low:+.2f} to "

@@ -1,4 +1,4 @@
-"""What a user sees while runs train: a live table on a terminal, plain lines elsewhere."""
+"""Progress of training: a live table on a terminal, otherwise plain lines."""
 
 import time
 from collections import Counter
@@ -17,9 +17,9 @@ COLUMNS = ("run", "epoch", "train/acc", "val/acc", "left")
 
 
 class Progress:
-    """Follows the runs under some parents by reading the store; `jobs` of them train at a time.
+    """Follows the children of some parents by reading the store; `jobs` of them train at a time.
 
-    parents: each with what the epochs of one of its runs cost, in any unit.
+    parents: each with the relative costs of the epochs of its runs.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Progress:
         self.client, self.console, self.parents, self.jobs = client, console, parents, jobs
         self.started = time.time()
         self.shown: dict[str, int] = {}  # epochs, by run id
-        self.pace: dict[str, float] = {}  # seconds per unit of cost, by parent's name
+        self.pace: dict[str, float] = {}  # seconds per unit of cost, by the parent's name
         self.read: dict[str, tuple[dict, list[np.ndarray]]] = {}  # last values and histories, by run id
         self.live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
 
@@ -42,7 +42,7 @@ class Progress:
             self.live.stop()
 
     def update(self, pending: Counter[str], total: int) -> None:
-        """Show every running run, and the whole: of `total` runs these are not over yet, by parent's name."""
+        """Show the running runs and the time left; pending: the runs of `total` that have not ended, by parent name."""
         table = Table(*COLUMNS, box=None)
         left = 0.0
         for parent, costs in self.parents.items():
@@ -69,7 +69,7 @@ class Progress:
             self.live.update(table)
 
     def _histories(self, run: Run) -> list[np.ndarray]:
-        """Of epoch_seconds and both accuracies; read again only when there is news, for many runs share a server."""
+        """Histories of epoch_seconds and both accuracies; read only if a metric changed, to spare the server."""
         last, histories = self.read.get(run.info.run_id, (None, []))
         if run.data.metrics != last:
             metrics = ("epoch_seconds", *COLUMNS[2:4])

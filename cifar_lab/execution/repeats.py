@@ -1,4 +1,4 @@
-"""Repeats over seeds: which runs are finished, which go on, which are missing; and what they give together."""
+"""Repeats over seeds: plan which runs to train, and summarise the finished ones."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ METRICS = ("val/acc", "val/loss", "test/acc", "test/acc_tta", "test/loss")
 
 @dataclass(frozen=True)
 class Repeats:
-    """One experiment file's runs: their parent in the store, the seeds asked for, all that finished before."""
+    """The runs of one experiment: its parent run, the requested seeds, and the runs of earlier commands."""
 
     name: str
     config: Config
@@ -29,21 +29,21 @@ class Repeats:
     seeds: tuple[int, ...]
     finished: tuple[Run, ...]
     unfinished: tuple[Run, ...]
-    continuing: frozenset[int]  # seeds of which an unfinished run can go on
-    damaged: tuple[str, ...]  # names of unfinished runs that can't, because of their checkpoints
-    tags: Mapping[str, str]  # that a run started now would carry
+    continuing: frozenset[int]  # seeds with an unfinished run that can be continued
+    damaged: tuple[str, ...]  # names of unfinished runs with damaged checkpoints
+    tags: Mapping[str, str]  # of a run that starts now
 
     @property
     def missing(self) -> list[int]:
-        """The seeds asked for that no run has finished."""
-        done = {int(run.data.tags["seed"]) for run in self.finished}
+        """The requested seeds without a finished run."""
+        done = {queries.seed_of(run) for run in self.finished}
         return [seed for seed in self.seeds if seed not in done]
 
     @property
     def differences(self) -> list[str]:
-        """Which parts of the environment changed since runs that finished, or can't go on, were trained."""
-        anew = [run for run in self.unfinished if int(run.data.tags["seed"]) in {*self.missing} - {*self.continuing}]
-        found = {name for run in [*self.finished, *anew] for name in recovery.changed_environment(run, self.tags)}
+        """Which parts of the environment changed since finished runs, and those that start over, were trained."""
+        over = [run for run in self.unfinished if queries.seed_of(run) in {*self.missing} - self.continuing]
+        found = {name for run in [*self.finished, *over] for name in recovery.changed_environment(run, self.tags)}
         return [name for name in recovery.ENVIRONMENT.values() if name in found]
 
 
@@ -54,14 +54,14 @@ def plan(
     datasets: Mapping[str, Dataset],
     machine: Mapping[str, str],
 ) -> list[Repeats]:
-    """The repeats that `configs` and `seeds` ask for on their `datasets`; a config that never ran gets its parent run.
+    """The repeats of `configs` with `seeds` on their `datasets`; creates missing parent runs.
 
-    machine: tags of what trains them (see Pool).
-    Raises UsageError, before anything is written, if a split is impossible or two configs are the same.
+    machine: the tags of the machine that trains them (see Pool). Raises UsageError, before anything is written, if a
+    split is impossible or two configs are the same.
     """
     tags = {name: run_tags(name, config, datasets[name], machine) for name, config in configs.items()}
     if len({tag["config_hash"] for tag in tags.values()}) < len(tags):
-        raise UsageError(f"two of the experiments {', '.join(configs)} are the same: no setting differs")
+        raise UsageError(f"two of the experiments {', '.join(configs)} have the same settings")
     repeats = []
     for name, config in configs.items():
         dataset = datasets[name]
@@ -82,14 +82,14 @@ def plan(
 
 
 def summarise_repeats(client: MlflowClient, repeats: Repeats, interrupted: bool) -> list[Run]:
-    """The finished runs of all seeds; if they are news, logs their statistics to the parent and ends it."""
+    """The finished runs of all seeds; logs their statistics on the parent, unless that is up to date, and ends it."""
     finished = queries.finished_runs(client, repeats.parent)
     parent = client.get_run(repeats.parent.info.run_id)
     if parent.info.status == "FINISHED" and not repeats.missing and parent.data.metrics.get("n") == len(finished):
         return finished
     if finished and not interrupted:
         logged = [metric for metric in METRICS if metric in finished[0].data.metrics]
-        values = {m: {int(run.data.tags["seed"]): run.data.metrics[m] for run in finished} for m in logged}
+        values = {m: {queries.seed_of(run): run.data.metrics[m] for run in finished} for m in logged}
         each = [queries.curves(client, run.info.run_id) for run in finished]
         curves = {
             stage: {metric: np.stack([curve[stage][metric] for curve in each]) for metric in ("loss", "acc")}
@@ -97,10 +97,10 @@ def summarise_repeats(client: MlflowClient, repeats: Repeats, interrupted: bool)
         }
         ended = max(run.info.end_time for run in finished)
         for point in client.get_metric_history(parent.info.run_id, "n"):
-            if point.value != len(finished):  # of runs deleted since: the new points have to be the later ones
+            if point.value != len(finished):  # runs were deleted: the new points must have the later time
                 ended = max(ended, point.timestamp + 1)
         losses = summaries.train_loss(repeats.config.optim.label_smoothing, repeats.config.model.one_vs_one)
         summaries.log_repeats(client, parent.info.run_id, values, curves, losses, ended)
-    complete = {int(run.data.tags["seed"]) for run in finished}.issuperset(repeats.seeds)
+    complete = {queries.seed_of(run) for run in finished}.issuperset(repeats.seeds)
     lifecycle.mark(client, parent.info.run_id, "FINISHED" if complete else "KILLED" if interrupted else "FAILED")
     return finished

@@ -1,4 +1,4 @@
-"""What a sweep searches: an experiment file, fixed overrides, and ranges of other settings."""
+"""The search space of a sweep: an experiment file, fixed overrides, and ranges of other settings."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ RANGE = re.compile(r"([^=]+)=\s*(\S+?)\.\.([^:\s]+)(:log)?\s*")
 
 @dataclass(frozen=True)
 class Range:
-    """From `low` to `high`, both included, both int or both float; with `log` uniform in the logarithm."""
+    """From `low` to `high`, inclusive, both int or both float; with `log`, sampled uniformly in the logarithm."""
 
     low: float
     high: float
@@ -27,7 +27,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Space:
-    """The experiment `name`, its file's `text` as it was at the start, `fixed` overrides, and `ranges` to search."""
+    """The experiment `name`, the `text` of its file at the start, `fixed` overrides, and `ranges` to search."""
 
     name: str
     file: str
@@ -36,13 +36,13 @@ class Space:
     ranges: Mapping[str, Range]
 
     def config(self, settings: Mapping[str, float]) -> Config:
-        """The experiment with some settings. Raises UsageError if it does not allow them."""
+        """The experiment with these settings. Raises UsageError if one is invalid."""
         return parse_config(
             self.text, self.file, [*self.fixed, *(f"{key}={value!r}" for key, value in settings.items())]
         )
 
     def study_name(self, config_hash: str) -> str:
-        """The same for the same search on the same images."""
+        """The name of the study, the same for the same search on the same images."""
         ranges = sorted((key, str(value)) for key, value in self.ranges.items())
         return f"{self.name}-{hashlib.sha256(json.dumps([ranges, config_hash]).encode()).hexdigest()[:6]}"
 
@@ -51,9 +51,9 @@ class Space:
 
 
 def parse_space(name: str, file: str, overrides: Sequence[str]) -> Space:
-    """Of `overrides` those with `low..high` or `low..high:log` are ranges, of whole numbers where both ends are.
+    """The space of `overrides`: those with `low..high` or `low..high:log` are ranges, of integers if both ends are.
 
-    Raises UsageError: no range, a wrong one, or ends that the experiment does not allow.
+    Raises UsageError if there is no range, or one is malformed or has an invalid end.
     """
     ranges, fixed = {}, []
     for override in overrides:

@@ -1,7 +1,7 @@
-"""A search for better settings: Optuna's trials as tracked runs under one parent, killed and continued without loss.
+"""Sweeps: Optuna's trials as tracked runs under one parent; a killed sweep continues without loss.
 
-Trials are chosen by the validation accuracy of seed 0; the test set is never scored. The best one becomes an experiment
-file, to be confirmed with other seeds: the score of the best of many is no result.
+Trials are judged by the validation accuracy of seed 0; the test set is never scored. The best one becomes an experiment
+file, to be confirmed with other seeds: the best score of many trials is too optimistic.
 """
 
 from collections import Counter
@@ -36,11 +36,11 @@ from cifar_lab.training.batches import epoch_costs
 from cifar_lab.training.train import resolve_config
 
 SHOWN = 5  # trials
-SEEDS = "1,2,3,4,5,6,7,8"  # to confirm with: not the one that was chosen by
+SEEDS = "1,2,3,4,5,6,7,8"  # for the confirmation; seed 0 was used to choose
 
 
 def run_sweep(space: Space, trials: int, dataset: Dataset, fallback_reason: str, pool: Pool) -> int:
-    """Search until `trials` trials are over; returns 0, 1 if none was completed, 130 if interrupted."""
+    """Search until `trials` trials have ended; returns 0, 1 if none was completed, 130 if interrupted."""
     console = Console(highlight=False, markup=False)
     if fallback_reason:
         console.print(not_cifar10(fallback_reason), soft_wrap=True)
@@ -48,7 +48,7 @@ def run_sweep(space: Space, trials: int, dataset: Dataset, fallback_reason: str,
     dataset = select(dataset, base.data)
     base = resolve_config(base, dataset, pool.precision)
     if not base.data.val_size:
-        raise UsageError("data.val_size = 0 leaves no images to choose by, and a sweep chooses")
+        raise UsageError("data.val_size = 0: a sweep needs validation images to choose by")
     tags = run_tags(space.name, base, dataset, pool.tags)
     client, name = store.connect(make=True), space.study_name(tags["config_hash"])
     try:
@@ -64,7 +64,7 @@ def run_sweep(space: Space, trials: int, dataset: Dataset, fallback_reason: str,
         end_dead_runs(client, experiment_id, tags)
         for run in queries.unfinished_runs(client, parent):
             if recovery.is_damaged(run):
-                console.print(f"the checkpoint of {run.info.run_name} is damaged, so it starts anew")
+                console.print(f"the checkpoint of {run.info.run_name} is damaged, so it starts over")
         search = _Trials(study, space, base, dataset, parent, pool, trials)
         console.print(f"{name} on {dataset.title}: {space}; {search.left()} of {trials} trials to go")
         lifecycle.mark(client, parent.info.run_id, "RUNNING")
@@ -72,13 +72,13 @@ def run_sweep(space: Space, trials: int, dataset: Dataset, fallback_reason: str,
             _run(client, search, tags, console)
         except KeyboardInterrupt:
             lifecycle.mark(client, parent.info.run_id, "KILLED")
-            console.print(f"interrupted with {search.over()} trials over; the same command continues where it stopped")
+            console.print(f"interrupted after {search.ended()} trials; the same command continues where it stopped")
             return 130
         return _conclude(client, study, space, parent, console)
 
 
 class _Trials:
-    """The trials of a study as jobs: those that were not finished first, then new ones, as many as fit at once."""
+    """The trials of a study as jobs: unfinished ones first, then new ones."""
 
     def __init__(
         self,
@@ -93,17 +93,17 @@ class _Trials:
         self.study, self.space, self.base, self.dataset = study, space, base, dataset
         self.parent, self.pool, self.trials = parent, pool, trials
         self.ranges = {key: _distribution(found) for key, found in space.ranges.items()}
-        # of a study that goes on, not the samples that it began with; trials that run count as bad ones meanwhile
+        # the seed lets a continued study draw new samples; constant_liar counts running trials as bad ones
         study.sampler = optuna.samplers.TPESampler(seed=len(study.trials), constant_liar=True)
         self.resources = (base.trainer.devices, base.trainer.threads, self.left())
         self.at_once = pool.at_once(*self.resources)
         self.numbers: dict[Job, int] = {}
 
-    def over(self) -> int:
+    def ended(self) -> int:
         return sum(trial.state.is_finished() for trial in self.study.trials)
 
     def left(self) -> int:
-        return max(0, self.trials - self.over())
+        return max(0, self.trials - self.ended())
 
     def next(self, running: Collection[Job]) -> Job | None:
         if len(running) >= self.at_once:
@@ -126,9 +126,10 @@ class _Trials:
         return job
 
     def done(self, job: Job, run: Run) -> None:
-        pruned = "pruned" in run.data.tags
-        told = (None, TrialState.PRUNED) if pruned else (run.data.metrics["val/acc"], TrialState.COMPLETE)
-        self.study.tell(self.numbers[job], *told)
+        if "pruned" in run.data.tags:
+            self.study.tell(self.numbers[job], state=TrialState.PRUNED)
+        else:
+            self.study.tell(self.numbers[job], run.data.metrics["val/acc"])
 
     def failed(self, job: Job, reason: str) -> None:
         self.study.tell(self.numbers[job], state=TrialState.FAIL)
@@ -139,7 +140,7 @@ def _run(client: MlflowClient, search: _Trials, tags: Mapping[str, str], console
     with Progress(client, console, {parent: epoch_costs(search.base)}, search.at_once) as progress:
 
         def show() -> None:
-            with suppress(MlflowException):  # the display is not worth a trial
+            with suppress(MlflowException):  # a display is not worth failing for
                 progress.update(Counter({parent.info.run_name: search.left()}), search.trials)
 
         def recover() -> None:
@@ -149,19 +150,21 @@ def _run(client: MlflowClient, search: _Trials, tags: Mapping[str, str], console
 
 
 def _distribution(found: Range) -> BaseDistribution:
-    kind = IntDistribution if isinstance(found.low, int) else FloatDistribution
-    return kind(found.low, found.high, log=found.log)
+    if isinstance(found.low, int) and isinstance(found.high, int):
+        return IntDistribution(found.low, found.high, log=found.log)
+    return FloatDistribution(found.low, found.high, log=found.log)
 
 
 def settings_of(trial: FrozenTrial) -> dict[str, float]:
-    """The settings of a trial, to four digits."""
+    """The settings of a trial, rounded to four digits."""
     return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in trial.params.items()}
 
 
 def _conclude(client: MlflowClient, study: optuna.Study, space: Space, parent: Run, console: Console) -> int:
-    """Say what became of all trials, and write the best one as an experiment file."""
+    """Print the trials by outcome, and write the best one as an experiment file; returns 1 if there is none."""
     states = Counter(trial.state.name.lower() for trial in study.trials)
-    complete = sorted((t for t in study.trials if t.state == TrialState.COMPLETE), key=lambda trial: -trial.value)
+    complete = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
+    complete.sort(key=lambda trial: trial.value or 0.0, reverse=True)
     table = Table("trial", *space.ranges, "val/acc of seed 0")
     for trial in complete[:SHOWN]:
         table.add_row(str(trial.number), *map(str, settings_of(trial).values()), f"{trial.value:.2%}")
@@ -171,16 +174,16 @@ def _conclude(client: MlflowClient, study: optuna.Study, space: Space, parent: R
     )
     lifecycle.mark(client, parent.info.run_id, "FINISHED" if complete else "FAILED")
     if not complete:
-        console.print("no trial was completed, so there is no best one")
+        console.print("no trial was completed, so there is no best trial")
         return 1
     best, file = complete[0], EXPERIMENTS / f"{study.study_name}.toml"
     confirm = f'make experiment compare EXPERIMENTS="{space.name} {study.study_name}" SEEDS={SEEDS}'
     with atomic_write(file) as path:
         path.write_text(
-            f"# {space.name} with the settings of trial {best.number} of {len(study.trials)}, the one with the highest"
-            f" val/acc of seed 0.\n# Searched: {space}. To be confirmed with other seeds:\n#   {confirm}\n"
+            f"# {space.name} with the settings of trial {best.number} of {len(study.trials)}, which has the highest"
+            f" val/acc with seed 0.\n# Searched: {space}. To be confirmed with other seeds:\n#   {confirm}\n"
             f"{space.config(settings_of(best)).toml(changes_only=True)}"
         )
-    console.print(f"the best trial is now {file}. It is the best of many, so confirm it with other seeds:")
+    console.print(f"best trial written to {file}. Its score is the best of many: confirm it with other seeds:")
     console.print(confirm, soft_wrap=True)
     return 0

@@ -1,4 +1,4 @@
-"""Trials of a sweep: where Optuna keeps them, and how one is cut short where there is no hope."""
+"""Trials of a sweep: their database, and pruning."""
 
 import optuna
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -8,13 +8,13 @@ from cifar_lab.errors import UserError, first_line
 from cifar_lab.tracking import places
 
 DATABASE = "optuna.db"
-FIRST_TRIALS = 5  # before a median means something
+FIRST_TRIALS = 5  # are not pruned: a median of fewer says little
 
 
 def open_study(name: str) -> optuna.Study:
-    """The study of a sweep, made if it is not there, in Optuna's own database beside `mlflow.db`.
+    """The study of a sweep, in Optuna's database beside `mlflow.db`; created if missing.
 
-    Raises UserError if that can't be used.
+    Raises UserError if the database can't be used.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     options, file = {"connect_args": {"timeout": 20}}, places.home() / DATABASE
@@ -28,20 +28,20 @@ def open_study(name: str) -> optuna.Study:
         )
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
         reason = first_line(error.__cause__ or error)
-        raise UserError(f"the trials in {file} can't be read ({reason}); move it away to begin anew") from None
+        raise UserError(f"the trials in {file} can't be read ({reason}); move it away to start over") from None
 
 
 class Prune(Callback):
-    """Tells Optuna every epoch's val/acc, and ends the training after one that is below the median of the others."""
+    """Reports every epoch's val/acc to Optuna, and stops a trial that is below the median of the others."""
 
     def __init__(self, name: str, number: int) -> None:
         study = open_study(name)
         trial = study.trials[number]
-        self.trial, self.told = optuna.Trial(study, trial._trial_id), trial.intermediate_values
+        self.trial, self.reported = optuna.Trial(study, trial._trial_id), trial.intermediate_values
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         completed = trainer.current_epoch + 1
-        if completed not in self.told:  # before the worker died
+        if completed not in self.reported:
             self.trial.report(float(trainer.callback_metrics["val/acc"]), completed)
-        if completed < trainer.max_epochs and self.trial.should_prune():
+        if completed != trainer.max_epochs and self.trial.should_prune():
             trainer.should_stop = True

@@ -1,4 +1,4 @@
-"""One run in a process of its own: claimed, trained or continued, tracked, stopped where that is safe."""
+"""The worker process: trains or continues one run at a time, tracks it, stops at a safe moment."""
 
 import functools
 import os
@@ -30,10 +30,10 @@ _open_once = functools.lru_cache(maxsize=1)(open_dataset)
 
 
 def start_worker(settings: Sequence[Mapping[str, str]], taken: Synchronized) -> None:
-    """Leave Ctrl-C to the driver, stop on SIGTERM, never outlive the driver.
+    """Initialise a worker: the driver handles Ctrl-C, SIGTERM stops it, and it ends with the driver.
 
-    settings: environment variables, for each worker its own, of which so many are taken. They choose its GPU, so none
-    may be in use here yet.
+    settings: environment variables for each worker; taken: how many workers have theirs. They choose the GPU, so CUDA
+    must not be initialised yet.
     """
 
     def stop(*_: object) -> None:
@@ -51,9 +51,9 @@ def start_worker(settings: Sequence[Mapping[str, str]], taken: Synchronized) -> 
 
 @contextmanager
 def working(tags: Mapping[str, str]) -> Iterator[MlflowClient]:
-    """Within it this process trains the run with these tags, and no other does; a SIGTERM waits for a safe moment.
+    """Lock the run with these tags while this process trains it; a SIGTERM waits for a safe moment.
 
-    Raises Timeout if another process is training it, and for any error a UserError that says it in one line.
+    Raises Timeout if another process is training it, and turns any other error into a UserError of one line.
     """
     _Worker.busy = True
     try:
@@ -62,33 +62,33 @@ def working(tags: Mapping[str, str]) -> Iterator[MlflowClient]:
     except (Timeout, UserError):
         raise
     except Exception as error:
-        traceback = (
-            f"the run's artifact {lifecycle.ERROR}" if lifecycle.ERROR in getattr(error, "__notes__", ()) else "--debug"
-        )
-        unknown = f"{type(error).__name__}: {error} ({traceback} has the traceback)"
+        tracked = lifecycle.ERROR in getattr(error, "__notes__", ())
+        place = f"the run's artifact {lifecycle.ERROR}" if tracked else "--debug"
+        unknown = f"{type(error).__name__}: {error} ({place} has the traceback)"
         raise UserError(f"{store.explain(error) or unknown}; start again to continue") from error
     finally:
         _Worker.busy = False
         if _Worker.stopping:
-            os._exit(SIGTERM_CODE)  # returning would let the pool hand this process the next run
+            os._exit(SIGTERM_CODE)  # after a return the pool would submit the next run
 
 
 def train_one(parent: Run, config: Config, tags: Mapping[str, str], dataset: Path | Dataset) -> Run | None:
-    """Train and track the run or trial with these tags under `parent`, or what is left of it; gives it when finished.
+    """Train or continue the run or trial with these tags under `parent`; returns the finished run.
 
-    The body of a worker process. dataset: itself, or its cache folder. None if another process is training the run.
-    Raises UserError, which says in one line what went wrong.
+    None if another process is training it. dataset: a data set or its cache folder. Raises UserError with a message of
+    one line.
     """
-    part = "trial" if tags["kind"] == "trial" else "seed"  # that tells it from the others under its parent
+    part = "trial" if tags["kind"] == "trial" else "seed"  # the tag that identifies it under its parent
     try:
         with working(tags) as client:
             before = queries.children(client, parent, f"tags.{part} = '{tags[part]}'")
             for run in before:
                 if run.info.status == "FINISHED":
                     return run
-            images, callbacks = opened(dataset, config), [Stop()]
+            images = opened(dataset, config)
+            callbacks: list[Callback] = [Stop()]
             if part == "trial":
-                from cifar_lab.execution.trial import Prune  # with Optuna, which other runs do not need
+                from cifar_lab.execution.trial import Prune  # imports Optuna
 
                 callbacks.append(Prune(tags["study"], int(tags["trial"])))
             run = run_to_train(client, parent, before, tags, f"{parent.info.run_name}-{part}{tags[part]}")
@@ -99,14 +99,14 @@ def train_one(parent: Run, config: Config, tags: Mapping[str, str], dataset: Pat
 
 
 def opened(dataset: Path | Dataset, config: Config) -> Dataset:
-    """The images for `config` of a data set, or of the one in a cache folder, which is read once per process."""
+    """The images that `config` selects from a data set or its cache folder, which is read once per process."""
     return select(dataset if isinstance(dataset, Dataset) else _open_once(dataset), config.data)
 
 
 def run_to_train(client: MlflowClient, parent: Run, before: Sequence[Run], tags: Mapping[str, str], name: str) -> Run:
-    """The unfinished one of the runs `before` that can go on, or a new one; checkpoints of the others are of no use.
+    """The last of the runs `before` that can be continued, or else a new run; then their checkpoints are deleted.
 
-    The machine in `tags` gives way to that of this process: a node of a cluster, or a GPU of several.
+    The machine tags are replaced by those of this process, which may be on a node of a cluster or on another GPU.
     """
     if "cluster" in tags:
         tags = {**tags, **machine_tags(tags["accelerator"])}
@@ -133,9 +133,9 @@ def train_tracked(
     report: Callable[[Sequence[Epoch]], None] = lambda epochs: None,
     callbacks: Sequence[Callback] = (),
 ) -> None:
-    """Train `run`, or what is left of it, and track that; its checkpoint becomes an artifact.
+    """Train or continue `run` and track it; its checkpoint becomes an artifact.
 
-    A trial does not see the test set, and leaves its metrics only; one that ended early is tagged as pruned.
+    A trial logs only its epochs and does not score the test set; if it was stopped early, it is tagged as pruned.
     """
 
     def report_both(epochs: Sequence[Epoch]) -> None:
@@ -157,14 +157,14 @@ def train_tracked(
 
 
 class _Worker:
-    """State of this worker process: a SIGTERM ends it at once while it is idle, else where that is safe."""
+    """State of this worker process: a SIGTERM ends it at once if it is idle, else at a safe moment."""
 
     busy = False
     stopping = False
 
 
 class Stop(Callback):
-    """Ends the training between two batches after a SIGTERM."""
+    """Stops the training between two batches after a SIGTERM."""
 
     def on_train_batch_start(self, *_: object) -> None:
         if _Worker.stopping:

@@ -8,16 +8,18 @@ from torch import Tensor, nn
 
 from cifar_lab.training.classifier import Classifier
 
-HEAD_SCALE = 30  # makes one learning rate suit the weights of the head and the shifts of batch norm
+HEAD_SCALE = 30  # lets one learning rate suit the weights of the head and the shifts of batch norm
 
 
 class CNN(Classifier):
-    """Whitened 2x2 patches, three blocks of `depth` 3x3 convolutions that each halve the image, the maximum, a head.
+    """Whitened 2x2 patches, three blocks of `depth` 3x3 convolutions, a global maximum, a linear head.
 
-    The first layer is fixed (see whitening_filters); a block's filters begin as the identity of their first inputs;
-    batch norm shifts but does not scale. After Keller Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024,
+    The first layer is fixed (see whitening_filters). Each block halves the image; its filters start as the identity.
+    Batch norm shifts but does not scale. After Keller Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024,
     arXiv 2404.00498.
     """
+
+    whitening: Tensor
 
     def __init__(self, *common: Any, directions: int, widths: tuple[int, int, int], depth: int) -> None:
         super().__init__(*common)
@@ -41,24 +43,24 @@ class CNN(Classifier):
 
 
 def identity_convolution(before: int, after: int) -> nn.Conv2d:
-    """A 3x3 convolution whose first `before` outputs are its inputs."""
+    """A 3x3 convolution whose first `before` outputs start as copies of its inputs."""
     convolution = nn.Conv2d(before, after, 3, padding=1, bias=False)
     nn.init.dirac_(convolution.weight.data[:before])
     return convolution
 
 
 def shift_norm(channels: int) -> nn.BatchNorm2d:
-    """Batch norm that only shifts."""
+    """Batch norm with a trainable shift and a fixed scale."""
     norm = nn.BatchNorm2d(channels)
     norm.weight.requires_grad_(False)
     return norm
 
 
 def whitening_filters(images: Tensor, directions: int = 12, eps: float = 5e-4) -> Tensor:
-    """Filters whose responses to 2x2 patches of `images`, (n, 3, height, width), are uncorrelated and of equal size.
+    """Filters whose responses to 2x2 patches of `images`, (n, 3, height, width), are uncorrelated with equal variance.
 
-    (2 directions, 3, 2, 2) float32: the eigenvectors of the patches' second moments by falling eigenvalue, each over
-    the root of its eigenvalue plus `eps`; then their negatives.
+    (2 directions, 3, 2, 2) float32: the eigenvectors of the patches' second moments by descending eigenvalue, each
+    divided by the root of its eigenvalue plus `eps`; then their negatives.
     """
     patches = images.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)
     values, vectors = torch.linalg.eigh((patches.T @ patches / len(patches)).double())

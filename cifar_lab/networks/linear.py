@@ -11,7 +11,7 @@ from cifar_lab.training.classifier import Classifier
 class LogisticRegression(Classifier):
     """Multinomial logistic regression on the 3,072 normalised pixel values.
 
-    The normalisation is applied to the weights, of which there are fewer than pixels in a batch.
+    The normalisation is folded into the weights, which are fewer than the pixels of a batch.
     """
 
     def __init__(self, *common: Any) -> None:

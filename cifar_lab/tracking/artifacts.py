@@ -1,4 +1,4 @@
-"""Texts among a run's artifacts: logged with their digests, read back only if they are what was logged."""
+"""Text artifacts of runs, logged with their digests, which are verified when they are read back."""
 
 import hashlib
 import json
@@ -16,11 +16,11 @@ from cifar_lab.errors import UserError
 from cifar_lab.tracking.places import is_local
 from cifar_lab.tracking.store import explain
 
-DIGESTS = "digests"  # tag with the digest of each text, by path
+DIGESTS = "digests"  # tag: JSON with the digest of each text by path
 
 
 def log_texts(client: MlflowClient, run_id: str, texts: Mapping[str, str]) -> None:
-    """Log texts by their paths."""
+    """Log texts, given by their artifact paths."""
     digests = _digests(client.get_run(run_id))
     for path, text in texts.items():
         client.log_text(run_id, text, path)
@@ -29,7 +29,7 @@ def log_texts(client: MlflowClient, run_id: str, texts: Mapping[str, str]) -> No
 
 
 def load_text(client: MlflowClient, run: Run, path: str) -> str:
-    """A text that log_texts logged. Raises UserError if it is gone or damaged."""
+    """A text that log_texts logged. Raises UserError if it is missing or damaged."""
     with downloaded(client, run, path) as file:
         text = file.read_bytes().decode(errors="replace")
     if _digests(run).get(path, _digest(text)) != _digest(text):
@@ -39,13 +39,13 @@ def load_text(client: MlflowClient, run: Run, path: str) -> str:
 
 @contextmanager
 def downloaded(client: MlflowClient, run: Run, path: str) -> Iterator[Path]:
-    """The local file of an artifact. Raises UserError if it can't be had."""
+    """A temporary local copy of an artifact. Raises UserError if it can't be downloaded."""
     with TemporaryDirectory() as folder:
         try:
             file = Path(client.download_artifacts(run.info.run_id, path, folder))
         except (MlflowException, OSError, RequestException) as error:
             absent = isinstance(error, MlflowException) and is_local()
-            reason = f": {told}" if not absent and (told := explain(error)) else " is gone"
+            reason = f": {reason}" if not absent and (reason := explain(error)) else " is missing"
             raise UserError(f"the artifact {path} of {run.info.run_name} ({run.info.run_id}){reason}") from None
         yield file
 
@@ -53,7 +53,7 @@ def downloaded(client: MlflowClient, run: Run, path: str) -> Iterator[Path]:
 def _digests(run: Run) -> dict[str, str]:
     try:
         return dict(json.loads(run.data.tags.get(DIGESTS, "{}")))
-    except (ValueError, TypeError):  # somebody has edited it
+    except (ValueError, TypeError):  # the tag was edited
         return {}
 
 

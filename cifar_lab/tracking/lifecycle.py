@@ -1,4 +1,4 @@
-"""What is written of parent and child runs: parameters, metrics, tags, artifacts, and how they end."""
+"""Creating, describing and ending parent and child runs."""
 
 import json
 import os
@@ -15,18 +15,17 @@ from cifar_lab.config import Config
 from cifar_lab.data.cache import Dataset
 from cifar_lab.tracking import queries
 from cifar_lab.tracking.artifacts import log_texts
-from cifar_lab.tracking.store import explain, impatient
+from cifar_lab.tracking.store import explain, short_timeouts
 
-ERROR = "error.txt"  # artifact with the traceback of a failed run
+ERROR = "error.txt"  # artifact: traceback of a failed run
 
 
 def open_parent(
     client: MlflowClient, experiment_id: str, name: str, config: Config, dataset: Dataset, tags: Mapping[str, str]
 ) -> Run:
-    """The run that holds the statistics over the seeds of a config; a new one if the config never ran."""
+    """The parent run with the statistics over the seeds of a config; created if it does not exist."""
     run = queries.find_parent(client, experiment_id, tags["config_hash"])
-    if run is None:
-        run = create_run(client, experiment_id, name, {**tags, "kind": "repeats"})
+    run = run or create_run(client, experiment_id, name, {**tags, "kind": "repeats"})
     _describe(client, run.info.run_id, config.flat(), config, dataset)
     return client.get_run(run.info.run_id)
 
@@ -39,39 +38,38 @@ def open_sweep(
     dataset: Dataset,
     ranges: Mapping[str, object],
 ) -> Run:
-    """The run that holds the trials of a sweep, named after its study; its parameters say what is searched."""
+    """The parent run of a sweep's trials, named after its study, with the ranges as parameters; created if missing."""
     run = queries.find_sweep(client, experiment_id, tags["study"])
-    if run is None:
-        run = create_run(client, experiment_id, tags["study"], {**tags, "kind": "sweep"})
+    run = run or create_run(client, experiment_id, tags["study"], {**tags, "kind": "sweep"})
     _describe(client, run.info.run_id, {**base.flat(), **ranges}, base, dataset)
     return client.get_run(run.info.run_id)
 
 
 def tag_pruned(client: MlflowClient, run_id: str) -> None:
-    """Say of a trial that it was cut short."""
+    """Tag a trial as stopped early."""
     client.set_tag(run_id, "pruned", "true")
 
 
 def _describe(
     client: MlflowClient, run_id: str, parameters: Mapping[str, object], config: Config, dataset: Dataset
 ) -> None:
-    """Log what goes into a run. To be done for the parent first: MLflow fails if two runs name new images at once."""
+    """Log parameters, config and images. Parent first: MLflow fails if two runs log a new data set at the same time."""
     client.log_batch(run_id, params=[Param(key, str(value)) for key, value in parameters.items()])
     log_texts(client, run_id, {"config.toml": config.toml()})
     client.log_inputs(run_id, _inputs(dataset))
 
 
 def create_run(client: MlflowClient, experiment_id: str, name: str, tags: Mapping[str, str]) -> Run:
-    """A new run, and one only, however often the line to the server breaks."""
+    """A new run; deletes its duplicates, if the connection to the server broke."""
     run = client.create_run(experiment_id, run_name=name, tags=dict(tags))
-    for twin in queries.duplicates(client, run):  # MLflow repeats a call whose answer was lost
-        client.delete_run(twin.info.run_id)
+    for duplicate in queries.duplicates(client, run):
+        client.delete_run(duplicate.info.run_id)
     return run
 
 
 @contextmanager
 def run_lifecycle(client: MlflowClient, run: Run, config: Config, dataset: Dataset) -> Iterator[str]:
-    """A run that starts or goes on; ends FINISHED, or KILLED by a signal, or FAILED with the reason in tag `error`."""
+    """Start or continue a run; mark it FINISHED, KILLED after a signal, or FAILED with the reason in tag `error`."""
     run_id = run.info.run_id
     try:
         client.update_run(run_id, "RUNNING")
@@ -80,7 +78,7 @@ def run_lifecycle(client: MlflowClient, run: Run, config: Config, dataset: Datas
         _describe(client, run_id, {**config.flat(), "seed": run.data.tags["seed"]}, config, dataset)
         yield run_id
     except BaseException as error:
-        with suppress(MlflowException, OSError), impatient():  # what stopped the run may stop this too
+        with suppress(MlflowException, OSError), short_timeouts():  # the cause may make these calls fail too
             stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
             client.set_terminated(run_id, "KILLED" if stopped else "FAILED")
             if not stopped:
@@ -89,7 +87,7 @@ def run_lifecycle(client: MlflowClient, run: Run, config: Config, dataset: Datas
                 client.log_text(run_id, traceback.format_exc(), ERROR)
                 error.add_note(ERROR)
         raise
-    os.sync()  # after a power cut, what is marked as finished has its artifacts
+    os.sync()  # so that a finished run has its artifacts even after a power cut
     client.set_terminated(run_id, "FINISHED")
 
 
@@ -110,5 +108,5 @@ def _inputs(dataset: Dataset) -> list[DatasetInput]:
 
 
 def mark(client: MlflowClient, run_id: str, status: str) -> None:
-    """Give a run its status: RUNNING, or with the present as its end FINISHED, FAILED or KILLED."""
+    """Set the status of a run; unless it is RUNNING, the run ends now."""
     (client.update_run if status == "RUNNING" else client.set_terminated)(run_id, status)

@@ -1,4 +1,4 @@
-"""Which process may do what, and which folder is whose."""
+"""Locks between processes, and the identity of this folder."""
 
 import hashlib
 import json
@@ -12,42 +12,38 @@ from pathlib import Path
 from filelock import FileLock
 
 from cifar_lab.files import atomic_write
-from cifar_lab.tracking.places import (
-    CHECKPOINTS,
-    DATABASE,
-    home,
-)
+from cifar_lab.tracking.places import CHECKPOINTS, DATABASE, home
 
 
 @contextmanager
 def claimed(tags: Mapping[str, str], timeout: float = 0) -> Iterator[None]:
-    """Held by the process that trains the run with these tags; free as soon as that process ends, however.
+    """Lock the run with these tags, for the process that trains it; the lock ends with the process.
 
-    Raises filelock.Timeout if another process has it.
+    Raises filelock.Timeout if another process holds it.
     """
-    trial = f"-trial{tags['trial']}" if "trial" in tags else ""  # of a sweep, whose trials may be the same
+    trial = f"-trial{tags['trial']}" if "trial" in tags else ""  # two trials may have the same config
     lock = _lock(f"{tags['config_hash']}-seed{tags['seed']}{trial}")
     with lock.acquire(timeout):
         try:
             yield
         finally:
-            Path(lock.lock_file).unlink(missing_ok=True)  # who waits for it finds it gone, and makes another
+            Path(lock.lock_file).unlink(missing_ok=True)  # a waiting process creates it again
 
 
 def claim_study(name: str) -> FileLock:
-    """To be held by the process that runs the sweep of this name."""
+    """The lock of the process that runs a sweep."""
     return _lock(hashlib.sha256(name.encode()).hexdigest()[:16])
 
 
 def claim_cluster() -> FileLock:
-    """To be held by the process that has this folder's runs trained on a cluster."""
+    """The lock of the process that trains this folder's runs on a cluster."""
     return _lock("cluster")
 
 
 def folder_id() -> str:
-    """What marks this folder's runs, so that it knows them again on a server that others use too.
+    """32 hex digits that identify the runs of this folder on a shared tracking server.
 
-    A folder that was moved stays the same; a copy is another one, and so is the folder on each machine that uses it.
+    A folder that was moved keeps its id. A copy gets a new one, and each machine that uses a folder has its own.
     """
     file, machine = home() / CHECKPOINTS / "folder_id", platform.node()
     with _lock("folder"):
@@ -64,7 +60,7 @@ def folder_id() -> str:
 
 
 def _read_folder_id(file: Path) -> dict[str, dict[str, str]]:
-    """What folder_id wrote, by machine; nothing where that is gone or damaged."""
+    """What folder_id wrote, by machine; empty if it is missing or damaged."""
     try:
         found = json.loads(file.read_text())
         return {machine: {key: str(value) for key, value in own.items()} for machine, own in found.items()}
@@ -79,5 +75,5 @@ def _lock(name: str) -> FileLock:
 
 
 def store_lock() -> FileLock:
-    """To be held while the database, experiments, parent runs or the champion are looked up and made or changed."""
+    """The lock for looking up and then creating or changing the database, experiments, parents or the champion."""
     return FileLock(home() / f"{DATABASE}.lock")

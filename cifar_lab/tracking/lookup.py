@@ -1,4 +1,4 @@
-"""Sets of repeats that are asked for by name, to be compared: which runs, what they gave, what it tells."""
+"""Repeats looked up by name, to compare them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,65 +14,96 @@ from cifar_lab.tracking import queries, recovery
 
 
 @dataclass(frozen=True)
-class Sets:
-    """Sets of repeats on the same images and split: parents, finished runs, one metric of them, and what it tells."""
+class Item:
+    """The repeats of one experiment: their parent, the finished runs, and one metric of them."""
 
-    parents: list[Run]
-    finished: list[list[Run]]
-    samples: list[Sample]
-    summaries: list[Summary]
+    parent: Run
+    finished: list[Run]
+    sample: Sample
+    summary: Summary
+
+    @property
+    def name(self) -> str:
+        return self.sample.name
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Repeats on the same images and split, and the difference of each pair."""
+
+    items: list[Item]
     differences: list[Difference]
 
+    @property
+    def values(self) -> dict[str, np.ndarray]:
+        """The metric of each item, (seeds,), by name."""
+        return {item.name: np.array([*item.sample.values.values()]) for item in self.items}
 
-def load_sets(client: MlflowClient, names: Sequence[str], metric: str) -> Sets:
-    """The sets of repeats that are meant by experiment names, config hashes or parent run ids.
+    @property
+    def summaries(self) -> list[Summary]:
+        return [item.summary for item in self.items]
 
-    Raises UserError if one is not there or they can't be compared, UsageError if one has no such metric.
+    @property
+    def remarks(self) -> list[str]:
+        """Warnings: not all have the same seeds, or the environments differ."""
+        lines = []
+        seeds = [set(item.sample.values) for item in self.items]
+        common = set.intersection(*seeds)
+        if len(common) > 1 and (alone := set.union(*seeds) - common):
+            lines.append(f"only some experiments have these seeds: {', '.join(map(str, sorted(alone)))}")
+        runs = [run for item in self.items for run in item.finished]
+        for tag, name in recovery.ENVIRONMENT.items():
+            if (kinds := len({run.data.tags.get(tag) for run in runs})) > 1:
+                lines.append(f"the runs differ in {name}: {kinds} different values")
+        return lines
+
+
+def load_comparison(client: MlflowClient, names: Sequence[str], metric: str) -> Comparison:
+    """The repeats with these experiment names, config hashes or parent run ids.
+
+    Raises UserError if one is missing or they can't be compared, UsageError if one does not have the metric.
     """
     parents = [_find_repeats(client, name) for name in names]
     if len({parent.info.run_id for parent in parents}) < len(parents):
-        raise UsageError(f"two of {', '.join(names)} are the same repeats")
-    finished = [queries.finished_runs(client, parent) for parent in parents]
-    for parent, children in zip(parents, finished, strict=True):
-        if metric not in children[0].data.metrics:
-            raise UsageError(f"--metric {metric}: {parent.info.run_name} has none; its config says why (data, trainer)")
-    samples = [sample_of(client, parent, metric, _label(parent, parents)) for parent in parents]
-    summaries = [summarise(list(sample.values.values())) for sample in samples]
-    return Sets(parents, finished, samples, summaries, compare(samples))
+        raise UsageError(f"two of {', '.join(names)} name the same runs")
+    items = []
+    for parent in parents:
+        finished = queries.finished_runs(client, parent)
+        if metric not in finished[0].data.metrics:
+            raise UsageError(f"--metric {metric}: not logged for {parent.info.run_name}, because of its config")
+        sample = sample_of(client, parent, metric, _label(parent, parents))
+        items.append(Item(parent, finished, sample, summarise([*sample.values.values()])))
+    return Comparison(items, compare([item.sample for item in items]))
 
 
-def values_of(sets: Sets) -> dict[str, np.ndarray]:
-    """The metric of each set, (seeds,), by name."""
-    return {sample.name: np.array(list(sample.values.values())) for sample in sets.samples}
-
-
-def curves_of(client: MlflowClient, sets: Sets) -> tuple[str, dict[str, np.ndarray]]:
-    """The accuracy that is there after every epoch, val/acc or train/acc; of each set (seeds, epochs), by name."""
-    curve = "val/acc" if "val/acc" in sets.finished[0][0].data.metrics else "train/acc"  # all have the same split
+def curves_of(client: MlflowClient, comparison: Comparison) -> tuple[str, dict[str, np.ndarray]]:
+    """val/acc, or train/acc without validation images, and its curves: (seeds, epochs) by name."""
+    validated = "val/acc" in comparison.items[0].finished[0].data.metrics  # the split is the same for all
+    curve = "val/acc" if validated else "train/acc"
     return curve, {
-        sample.name: np.stack([queries.history(client, run.info.run_id, curve) for run in children])
-        for sample, children in zip(sets.samples, sets.finished, strict=True)
+        item.name: np.stack([queries.history(client, run.info.run_id, curve) for run in item.finished])
+        for item in comparison.items
     }
 
 
 def sample_of(client: MlflowClient, parent: Run, metric: str, name: str) -> Sample:
-    """What the finished runs under `parent` gave."""
+    """The metric of the finished runs of `parent`."""
     return Sample(
         name,
         metric,
-        client.get_experiment(parent.info.experiment_id).name + " " + parent.data.tags["data_digest"][:12],
+        f"{client.get_experiment(parent.info.experiment_id).name} {parent.data.tags['data_digest'][:12]}",
         parent.data.tags["split_digest"],
-        {int(run.data.tags["seed"]): run.data.metrics[metric] for run in queries.finished_runs(client, parent)},
+        {queries.seed_of(run): run.data.metrics[metric] for run in queries.finished_runs(client, parent)},
     )
 
 
 def _find_repeats(client: MlflowClient, name: str) -> Run:
-    """The parent run that is meant: by its name as its experiment file is now, its config hash, or its run id."""
+    """The parent run with this config hash, run id, or experiment name; of several, that of the file as it is now."""
     found = [parent for parent in queries.find_parents(client, name) if queries.finished_runs(client, parent)]
     if len(found) > 1:
         found = [parent for parent in found if _is_as_in_file(name, parent)] or found
     if not found:
-        raise UserError(f"{name}: no finished runs of that name, config hash or run id; make experiment trains some")
+        raise UserError(f"{name}: no finished runs with that name, config hash or run id; make experiment trains some")
     if len(found) > 1:
         hashes = len({parent.data.tags["config_hash"] for parent in found}) == len(found)
         what = "the hash" if hashes else "the run id"
@@ -82,7 +113,7 @@ def _find_repeats(client: MlflowClient, name: str) -> Run:
             f"n = {len(queries.finished_runs(client, parent))}, {parent.data.params.get('trainer.epochs')} epochs)"
             for parent in sorted(found, key=lambda parent: parent.data.tags["config_hash"])
         )
-        raise UserError(f"{name} names {len(found)} sets of repeats; give {what} of one: {listed}")
+        raise UserError(f"{name} names {len(found)} experiments; give {what} of one: {listed}")
     return found[0]
 
 
@@ -90,10 +121,12 @@ def _is_as_in_file(name: str, parent: Run) -> bool:
     try:
         settings = load_config(name).flat()
     except UsageError:
-        return False  # a hash, or no such file any more
+        return False  # a hash, or the file is gone
     decided = {key for key in ("data.val_size", "trainer.precision") if settings[key] in (None, "auto")}
     then, now = parent.data.params.get("data.classes", ""), map(repr, settings["data.classes"])
-    if sorted(then.strip("(),").split(", ") if then != "()" else []) != sorted(now):  # in the order of the data set
+    if sorted(then.strip("(),").split(", ") if then != "()" else []) != sorted(
+        now
+    ):  # the run has them in the data set's order
         return False
     decided.add("data.classes")
     return all(key in decided or parent.data.params.get(key) == str(value) for key, value in settings.items())
@@ -103,15 +136,3 @@ def _label(parent: Run, parents: Sequence[Run]) -> str:
     name = parent.info.run_name
     alone = [other.info.run_name for other in parents].count(name) == 1
     return name if alone else f"{name} {parent.data.tags['config_hash']}"
-
-
-def remarks(sets: Sets) -> list[str]:
-    """What a reader has to know before trusting the figures."""
-    lines = []
-    common = set.intersection(*(set(sample.values) for sample in sets.samples))
-    if len(common) > 1 and (alone := set.union(*(set(sample.values) for sample in sets.samples)) - common):
-        lines.append(f"not all have these seeds: {', '.join(map(str, sorted(alone)))}")
-    for tag, name in recovery.ENVIRONMENT.items():
-        if (kinds := len({run.data.tags.get(tag) for children in sets.finished for run in children})) > 1:
-            lines.append(f"the runs were not all made with the same {name}, but with {kinds}")
-    return lines

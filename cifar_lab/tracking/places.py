@@ -1,4 +1,4 @@
-"""Where runs, artifacts and checkpoints are."""
+"""Where runs, artifacts and checkpoints are stored."""
 
 import os
 import re
@@ -11,12 +11,12 @@ SQLITE = "sqlite:///"
 
 
 def is_local() -> bool:
-    """Whether the runs are in a database of this machine, so that nobody on another one trains any of them."""
+    """Whether the runs are in a database file, so that only this machine trains them."""
     return store_uri().startswith(SQLITE)
 
 
 def address() -> str:
-    """Where the runs are, without user and password."""
+    """The tracking URI without user and password."""
     return without_user(store_uri())
 
 
@@ -34,10 +34,10 @@ def database() -> Path:
 
 
 def home() -> Path:
-    """The folder of the database, for all who use it the same; where runs are on a server, the current one."""
+    """The folder of the database; with a tracking server, the current folder."""
     return database().parent if is_local() else Path.cwd()
 
 
 def checkpoint_of(run_id: str) -> Path:
-    """Where an unfinished run has its last checkpoint."""
+    """The last checkpoint of an unfinished run."""
     return home() / CHECKPOINTS / run_id / "last.ckpt"

@@ -1,4 +1,4 @@
-"""The best run's model in the registry."""
+"""Registering the best run's model as the champion."""
 
 import warnings
 from importlib.metadata import version
@@ -22,9 +22,9 @@ from cifar_lab.tracking.store import DATASET
 
 
 def promote(client: MlflowClient, best: Run, dataset: Dataset) -> bool:
-    """Tag `best` as the best of the runs with its images and split, and make its model the champion of its data set.
+    """Tag `best` as the best run with its images and split, and make its model the champion of the data set.
 
-    False, and no new champion, if the present one was chosen on other validation images: they can't be compared.
+    Returns False and keeps the champion if that was chosen on other validation images: they can't be compared.
     """
     same = {tag: best.data.tags[tag] for tag in ("data_digest", "split_digest")}
     name = model_name(client, dataset.name)
@@ -40,32 +40,32 @@ def promote(client: MlflowClient, best: Run, dataset: Dataset) -> bool:
 
 
 class _OnCPU:
-    """MLflow's flavor for torch, for weights that stay on the CPU: by itself it takes CUDA where there is some."""
+    """MLflow's torch flavor, for models on the CPU: by default it would load them for CUDA if there is a GPU."""
 
     @staticmethod
     def save_model(path: str, mlflow_model: Model, **options: Any) -> None:
         mlflow.pytorch.save_model(path=path, mlflow_model=mlflow_model, **options)
         mlflow_model.flavors["python_function"]["config"] = ON_CPU
-        mlflow_model.metadata["digest"] = model_digest(Path(path))
+        mlflow_model.metadata = {**(mlflow_model.metadata or {}), "digest": model_digest(Path(path))}
         mlflow_model.save(f"{path}/{MLMODEL_FILE_NAME}")
 
 
 def register_model(client: MlflowClient, run: Run, dataset: Dataset, name: str) -> str:
-    """Log the model of a run (torch.export's format, no pickle), register it as `name`; returns its version.
-
-    It takes (n, 32, 32, 3) uint8 images and gives (n, classes) float32 probabilities.
-    """
+    """Log the Predictor of a run in torch.export's format (no pickles) and register it as `name`; its new version."""
     model = network_of(client, run)
-    tags = {"mlflow.user": "-", "mlflow.source.name": run.data.tags["mlflow.source.name"]}  # not the login and a path
+    tags = {
+        "mlflow.user": "-",
+        "mlflow.source.name": run.data.tags["mlflow.source.name"],
+    }  # by default the login and a path
     logged = client.create_logged_model(run.info.experiment_id, "model", run.info.run_id, tags)
-    warnings.filterwarnings("ignore", message="No complete tensor found in the group")  # torch.export's own bookkeeping
+    warnings.filterwarnings("ignore", message="No complete tensor found in the group")  # from torch.export itself
     Model.log(
         None,
         _OnCPU,
         name="model",
         model_id=logged.model_id,
         pytorch_model=model,
-        input_example=dataset.images["test"][:2].copy(),  # two: of one, torch.export would fix the batch size
+        input_example=dataset.images["test"][:2].copy(),  # two: with one, torch.export would fix the batch size
         signature=ModelSignature(
             Schema([TensorSpec(np.dtype(np.uint8), (-1, 32, 32, 3))]),
             Schema([TensorSpec(np.dtype(np.float32), (-1, len(dataset.classes)))]),

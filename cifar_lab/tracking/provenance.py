@@ -1,4 +1,4 @@
-"""What a run's result may depend on besides its images, configuration and seed: code, versions, device."""
+"""Tags that record where a run's result comes from: code, versions, device, images, config."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ REPOSITORY = PACKAGE.parent
 
 
 def machine_tags(accelerator: str) -> dict[str, str]:
-    """What runs that are trained by this process depend on: its code, device and versions. No host names."""
+    """Code, device and versions of this process; no host names."""
     return {
         "code_digest": _code_digest(),
         "accelerator": accelerator,
@@ -36,7 +36,7 @@ def machine_tags(accelerator: str) -> dict[str, str]:
 
 
 def run_tags(name: str, config: Config, dataset: Dataset, machine: Mapping[str, str]) -> dict[str, str]:
-    """Tags of every run, parents too: what was run, on which data, from which folder and machine (see machine_tags)."""
+    """The tags that every run and parent has: config, images, code, folder, and `machine` (see machine_tags)."""
     lock = REPOSITORY / "requirements.lock"
     return {
         "experiment": name,
@@ -58,7 +58,7 @@ def _code_digest() -> str:
 
 
 def _git_tags() -> dict[str, str]:
-    """Commit of this package's repository, and whether files differ from it; "unknown" where git does not tell."""
+    """Commit of this package's repository, and whether files differ from it; "unknown" without git."""
     root, commit, changes = (
         _git(*command)
         for command in (("rev-parse", "--show-toplevel"), ("rev-parse", "HEAD"), ("status", "--porcelain"))
@@ -69,9 +69,9 @@ def _git_tags() -> dict[str, str]:
 
 
 def _git(*command: str) -> str | None:
-    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # as in a hook of git's
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # set in git hooks
     try:
         done = subprocess.run(["git", "-C", REPOSITORY, *command], capture_output=True, text=True, env=own)
     except OSError:
-        return None  # no git here
+        return None  # git is not installed
     return None if done.returncode else done.stdout.strip()

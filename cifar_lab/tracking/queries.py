@@ -1,18 +1,20 @@
-"""What is read back from MLflow: runs, their histories, which are finished, which is best."""
+"""Reading runs and their metrics from MLflow."""
 
 import functools
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 import numpy as np
 from mlflow.entities import Run
+from mlflow.store.entities import PagedList
 from mlflow.tracking import MlflowClient
 
 from cifar_lab.errors import UserError, printable
 
-PAGE = 1000
-# Tags without which a run can't be told from others, by its kind.
+T = TypeVar("T")
+# Tags that identify a run, by its kind.
 CONFIG = ("config_hash", "data_digest", "split_digest", "experiment")
 TAGS = {
     "run": (*CONFIG, "seed"),
@@ -26,22 +28,25 @@ TAGS = {
 def _search(
     client: MlflowClient, experiment_id: str, condition: str, order_by: list[str] | None = None
 ) -> Iterator[Run]:
-    """What fulfils a condition of MLflow's search, but for runs that were not made by cifar_lab, or edited since."""
-    token = None
-    while True:
-        page = client.search_runs([experiment_id], condition, max_results=PAGE, order_by=order_by, page_token=token)
-        for run in page:
-            if fault := _fault(run.data.tags):
-                _leave_out(run.info.run_name, run.info.run_id, fault)
-            else:
-                yield run
-        token = page.token
-        if not token:
-            return
+    """The runs that fulfil a condition in MLflow's syntax; skips runs not made by cifar_lab or with edited tags."""
+    for run in pages(lambda token: client.search_runs([experiment_id], condition, order_by=order_by, page_token=token)):
+        if fault := _fault(run.data.tags):
+            _leave_out(run.info.run_name, run.info.run_id, fault)
+        else:
+            yield run
+
+
+def pages(search: Callable[[str | None], PagedList[T]]) -> Iterator[T]:
+    """The results of all pages of one of MLflow's searches, which takes the token of a page."""
+    page = search(None)
+    yield from page
+    while page.token:
+        page = search(page.token)
+        yield from page
 
 
 def _fault(tags: Mapping[str, str]) -> str:
-    """What is wrong with the tags of a run, which anybody can edit; "" for nothing."""
+    """What is wrong with the tags of a run, which may have been edited; "" if nothing is."""
     kind = tags.get("kind")
     if kind not in TAGS:
         return "it was not made by cifar_lab"
@@ -51,18 +56,18 @@ def _fault(tags: Mapping[str, str]) -> str:
     return f"its tag {wrong[0]} is {tags[wrong[0]]!r}" if wrong else ""
 
 
-@functools.cache  # of several searches that find it the first one names it
+@functools.cache  # warns once per run
 def _leave_out(name: str, run_id: str, fault: str) -> None:
     logging.getLogger("cifar_lab").warning("run %s (%s) is left out: %s", printable(name), run_id, fault)
 
 
 def find_run(client: MlflowClient, prefix: str) -> Run:
-    """The run whose id begins with `prefix`. Raises UserError if there is none, or more than one."""
+    """The run whose id begins with `prefix`. Raises UserError if there is none or more than one."""
     found = _anywhere(client, f"attributes.run_id LIKE '{prefix}%'") if re.fullmatch("[0-9a-f]{1,32}", prefix) else []
     if not found:
         raise UserError(f"no run has an id that begins with {prefix}; make best and make ui show ids")
     if len(found) > 1:
-        raise UserError(f"{len(found)} runs have ids that begin with {prefix}; give more of it")
+        raise UserError(f"{len(found)} runs have ids that begin with {prefix}; give more digits")
     return found[0]
 
 
@@ -71,34 +76,34 @@ def _anywhere(client: MlflowClient, condition: str) -> list[Run]:
 
 
 def find_parents(client: MlflowClient, name: str) -> list[Run]:
-    """The runs that hold repeats, of all data sets, by experiment name, config hash or beginning of the run id."""
+    """The parents of repeats on any data set, by experiment name, config hash or beginning of the run id."""
     parents = _anywhere(client, "tags.kind = 'repeats'")
     found = [run for run in parents if name in (run.data.tags["experiment"], run.data.tags["config_hash"])]
     return found or [run for run in parents if run.info.run_id.startswith(name)]
 
 
 def find_sweep(client: MlflowClient, experiment_id: str, study: str) -> Run | None:
-    """The run that holds the trials of a sweep, if it was ever started."""
-    sweeps = _search(client, experiment_id, "tags.kind = 'sweep'")  # a quote in the name would end the condition
+    """The parent run of a sweep, or None."""
+    sweeps = _search(client, experiment_id, "tags.kind = 'sweep'")  # the name may contain a quote
     return next((run for run in sweeps if run.data.tags["study"] == study), None)
 
 
 def find_parent(client: MlflowClient, experiment_id: str, config_hash: str) -> Run | None:
-    """The run that holds the repeats of a config, if it was ever started."""
+    """The parent run of the repeats of a config, or None."""
     condition = f"tags.kind = 'repeats' and tags.config_hash = '{config_hash}'"
     return next(_search(client, experiment_id, condition, ["attributes.start_time ASC"]), None)
 
 
 def children(client: MlflowClient, parent: Run, *conditions: str) -> list[Run]:
-    """The runs under `parent` that fulfil some conditions of MLflow's search, by their start."""
+    """The children of `parent` that fulfil conditions in MLflow's syntax, by start time."""
     condition = " and ".join([f"tags.mlflow.parentRunId = '{parent.info.run_id}'", *conditions])
     return list(_search(client, parent.info.experiment_id, condition, ["attributes.start_time ASC"]))
 
 
 def duplicates(client: MlflowClient, run: Run) -> list[Run]:
-    """What else the call that created `run` has created: all that was given is the same, to the millisecond."""
+    """Duplicates of `run`, left when MLflow retried a create call whose answer was lost: same tags and start time."""
     found = _search(client, run.info.experiment_id, f"attributes.start_time = {run.info.start_time}")
-    return [twin for twin in found if twin.data.tags == run.data.tags and twin.info.run_id != run.info.run_id]
+    return [other for other in found if other.data.tags == run.data.tags and other.info.run_id != run.info.run_id]
 
 
 def seed_of(run: Run) -> int:
@@ -107,27 +112,27 @@ def seed_of(run: Run) -> int:
 
 
 def finished_runs(client: MlflowClient, parent: Run) -> list[Run]:
-    """The finished runs under `parent`, by seed; of several of one seed the first."""
+    """The finished children of `parent`, ordered by seed; if several have the same seed, the first of them."""
     by_seed: dict[int, Run] = {}
     for run in children(client, parent, "attributes.status = 'FINISHED'"):
-        by_seed.setdefault(int(run.data.tags["seed"]), run)
+        by_seed.setdefault(seed_of(run), run)
     return [by_seed[seed] for seed in sorted(by_seed)]
 
 
 def unfinished_runs(client: MlflowClient, parent: Run) -> list[Run]:
-    """The runs under `parent` that are not finished, by their start."""
+    """The children of `parent` that are not finished, by start time."""
     return children(client, parent, "attributes.status != 'FINISHED'")
 
 
 def running_runs(client: MlflowClient, experiment_id: str) -> list[Run]:
-    """The runs, reproductions and trials that are marked as running."""
+    """The runs, reproductions and trials with status RUNNING."""
     kinds = ("run", "reproduction", "trial")
     running = "attributes.status = 'RUNNING'"
     return [run for k in kinds for run in _search(client, experiment_id, f"tags.kind = '{k}' and {running}")]
 
 
 def ranked_runs(client: MlflowClient, experiment_id: str, data_digest: str, split_digest: str) -> list[Run]:
-    """The finished runs on the same images: highest val/acc first, then lower val/loss, then earlier start."""
+    """The finished runs on these images and split, best first: highest val/acc, then lower val/loss, then older."""
     same = f"tags.data_digest = '{data_digest}' and tags.split_digest = '{split_digest}'"
     condition = f"tags.kind = 'run' and attributes.status = 'FINISHED' and {same} and metrics.`val/acc` <= 1"
     order = ["metrics.`val/acc` DESC", "metrics.`val/loss` ASC", "attributes.start_time ASC"]
@@ -135,7 +140,7 @@ def ranked_runs(client: MlflowClient, experiment_id: str, data_digest: str, spli
 
 
 def rank(run: Run) -> tuple[float, float, int]:
-    """What the best run has the lowest of, as ranked_runs orders them."""
+    """The sort key that orders runs as ranked_runs does."""
     return -run.data.metrics["val/acc"], run.data.metrics["val/loss"], run.info.start_time
 
 
@@ -146,7 +151,7 @@ def splits(client: MlflowClient, experiment_id: str) -> list[tuple[str, str]]:
 
 
 def history(client: MlflowClient, run_id: str, metric: str) -> np.ndarray:
-    """A metric's values by completed epoch, (epochs,); of a step logged twice, the later value."""
+    """A metric's values by completed epoch, (epochs,); for a step logged twice, the later value."""
     by_step = {
         point.step: point.value
         for point in sorted(client.get_metric_history(run_id, metric), key=lambda point: point.timestamp)
@@ -155,7 +160,7 @@ def history(client: MlflowClient, run_id: str, metric: str) -> np.ndarray:
 
 
 def curves(client: MlflowClient, run_id: str) -> dict[str, dict[str, np.ndarray]]:
-    """`curves["train"]["loss"]` and so on, each (epochs,); without "val" if no images were held out."""
+    """`curves["train"]["loss"]` and so on, each (epochs,); no "val" without validation images."""
     found = {
         stage: {metric: history(client, run_id, f"{stage}/{metric}") for metric in ("loss", "acc")}
         for stage in ("train", "val")

@@ -1,4 +1,4 @@
-"""Registered models: what they are called, which is the champion, and loading one without unpickling anything."""
+"""Registered models: names, champions, and loading a model without unpickling anything."""
 
 import io
 import zipfile
@@ -18,28 +18,29 @@ from mlflow.tracking import MlflowClient
 from cifar_lab.errors import UserError, first_line
 from cifar_lab.files import file_digest
 from cifar_lab.tracking import store
+from cifar_lab.tracking.queries import pages
 from cifar_lab.tracking.store import DATASET
 
 ALIAS = "champion"
-ON_CPU = {"device": "cpu"}  # MLflow would take CUDA where there is some, and the weights are not there
+ON_CPU = {"device": "cpu"}  # by default MLflow takes CUDA if there is a GPU, but the weights are on the CPU
 EXPORTED = "data/model.pt2"  # torch.export's format
-ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's codes for no such model, alias or run
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's codes if a model, alias or run is missing
 
 
 def champion_address(client: MlflowClient) -> str:
-    """The address of the champion. Raises UserError if there is none, or one of each of several data sets."""
+    """The address of the only champion. Raises UserError if there is none, or if several data sets have one."""
     found = [f"models:/{model.name}@{ALIAS}" for model in _models(client) if find_champion(client, model.name)]
     if not found:
-        raise UserError("no champion yet; make experiment trains some models and chooses one")
+        raise UserError("no champion yet; make experiment trains models and chooses one")
     if len(found) > 1:
-        raise UserError(f"several data sets have a champion; give one of them: {', '.join(found)}")
+        raise UserError(f"several data sets have a champion; choose one: {', '.join(found)}")
     return found[0]
 
 
 def load_registered(address: str) -> tuple[PyFuncModel, tuple[str, ...]]:
-    """A model by its address, models:/..., and its classes; one that is not ours, or damaged, is not even tried.
+    """The model at an address, models:/..., and its classes.
 
-    Raises UserError.
+    Raises UserError, before anything is loaded, if it is missing, damaged or not registered by cifar_lab.
     """
     with TemporaryDirectory() as folder:
         try:
@@ -54,17 +55,17 @@ def load_registered(address: str) -> tuple[PyFuncModel, tuple[str, ...]]:
             )
             ours = exported and metadata.get("classes") and not _has_pickles(path / EXPORTED)
             whole = metadata.get("digest", digest := model_digest(path)) == digest if ours else True
-        except Exception as error:  # of a file that is not what it should be, in many ways
+        except Exception as error:  # a damaged file raises many kinds
             raise UserError(f"{address} is damaged ({first_line(error)})") from None
         if not ours:
-            raise UserError(f"{address} was not registered by cifar_lab: it is no exported model with its classes")
+            raise UserError(f"{address} was not registered by cifar_lab: it is not an exported model with classes")
         if not whole:
-            raise UserError(f"{address} is damaged: its files are not those that were registered")
+            raise UserError(f"{address} is damaged: its digest is not the registered one")
         return mlflow.pyfunc.load_model(str(path), model_config=ON_CPU), tuple(metadata["classes"])
 
 
 def _has_pickles(exported: Path) -> bool:
-    """Whether an exported model has parts that torch would unpickle; ours has tensors only."""
+    """Whether an exported model has parts that torch would unpickle; ours contain only tensors."""
     with zipfile.ZipFile(exported) as archive:
         for name in archive.namelist():
             content = archive.read(name)
@@ -73,25 +74,26 @@ def _has_pickles(exported: Path) -> bool:
             if name.endswith(".pt"):
                 try:
                     torch.load(io.BytesIO(content), weights_only=True)
-                except Exception:  # which torch.export would answer with unpickling it
+                except Exception:  # torch.export would unpickle it
                     return True
     return False
 
 
 def model_digest(folder: Path) -> str:
-    """16 hex digits of what a saved model computes with."""
+    """16 hex digits from the exported network of a saved model."""
     return file_digest(folder / EXPORTED)[:16]
 
 
 def model_name(client: MlflowClient, dataset: str) -> str:
-    """Of the registered model of a data set: the data set's, unless it was renamed since."""
+    """The name of a data set's registered model: the data set's, unless the model was renamed."""
     return next((model.name for model in _models(client) if model.tags.get(DATASET) == dataset), dataset)
 
 
 def find_champion(client: MlflowClient, name: str) -> Run | None:
-    """The run of the champion version of a registered model."""
+    """The run of a registered model's champion, or None."""
     try:
-        return client.get_run(client.get_model_version_by_alias(name, ALIAS).run_id)
+        run_id = client.get_model_version_by_alias(name, ALIAS).run_id
+        return client.get_run(run_id) if run_id else None
     except MlflowException as error:
         if error.error_code not in ABSENT:
             raise
@@ -99,10 +101,4 @@ def find_champion(client: MlflowClient, name: str) -> Run | None:
 
 
 def _models(client: MlflowClient) -> Iterator[RegisteredModel]:
-    token = None
-    while True:
-        page = client.search_registered_models(page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
+    return pages(lambda token: client.search_registered_models(page_token=token))

@@ -1,6 +1,7 @@
-"""Where the runs are kept: `mlflow.db` and `mlruns/` in the current directory, or the server of MLFLOW_TRACKING_URI.
+"""The store of all runs: `mlflow.db` and `mlruns/` in the current folder, or the server of MLFLOW_TRACKING_URI.
 
-Beside the database, or here, `checkpoints/`: the last checkpoint of each unfinished run, and locks of those who train.
+`checkpoints/` beside the database has the last checkpoints of unfinished runs, and locks. With a server, it is in the
+current folder.
 """
 
 import logging
@@ -43,17 +44,17 @@ ARTIFACT_COLUMNS = (
     ("model_versions", "storage_location"),
 )
 OUTSIDE = ("RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED", "TEMPORARILY_UNAVAILABLE")  # of MLflow
-IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}  # default: 7 and 120 s
+SHORT_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}  # default: 7 and 120 s
 
 
 def connect(make: bool = False) -> MlflowClient:
-    """Client of MLFLOW_TRACKING_URI, or of `mlflow.db` here, which is made if it is not there and `make` is set.
+    """Client of MLFLOW_TRACKING_URI, or of `mlflow.db` in the current folder, created if `make` is set.
 
-    Raises UserError if it is not there or can't be opened, or if its artifacts are not where it says (see relocate).
+    Raises UserError if it is missing, can't be opened, or names artifacts in another folder (see relocate).
     """
     client = _open(make)
     if old := _moved_from(client):
-        raise UserError(f"this folder was {old[0].parent} when its runs were made; make relocate lets them follow")
+        raise UserError(f"the runs were made in {old[0].parent}, before this folder was moved; run make relocate")
     return client
 
 
@@ -66,32 +67,32 @@ def _open(make: bool = False) -> MlflowClient:
             raise UserError(f"MLflow can't keep runs in a folder with {found[0]} in its path: {home()}")
         for folder in home() / ARTIFACTS, home() / CHECKPOINTS:
             if os.path.lexists(folder) and not folder.is_dir():
-                raise UserError(f"{folder} is no folder, but runs are to be kept there; move it away")
+                raise UserError(f"{folder} is not a folder, but runs are stored there; move it away")
     os.environ.pop("MLFLOW_REGISTRY_URI", None)  # models are registered where the runs are
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # not its chatter in the middle of our lines
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # no tracebacks beside what it raises
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs the tracebacks of what it raises
     uri = store_uri()
     mlflow.set_tracking_uri(uri)
     try:
         if is_local() and not file.exists():
-            with store_lock():  # MLflow's own making of a database fails if two do it at once
+            with store_lock():  # MLflow fails if two processes create the database at the same time
                 if not file.exists():
                     with atomic_write(file) as path:
                         MlflowClient(f"{SQLITE}{path}").search_experiments()
         client = MlflowClient(uri)
-        with impatient():
+        with short_timeouts():
             client.search_experiments(max_results=1)
     except UserError:
         raise
-    except Exception as error:  # of MLflow, of its database driver or of its HTTP client
+    except Exception as error:  # from MLflow, its database driver or its HTTP client
         raise UserError(f"cannot open the runs: {explain(error) or _first_line(error)}") from None
     return client
 
 
 def _moved_from(client: MlflowClient) -> list[Path]:
-    """The `mlruns` folders that the database names and that are not beside it: its folder was moved or copied."""
+    """The `mlruns` folders that the database names but that are not beside it: its folder was moved or copied."""
     if not is_local():
         return []
     locations = [Path(found.artifact_location) for found in client.search_experiments() if found.experiment_id != "0"]
@@ -100,7 +101,7 @@ def _moved_from(client: MlflowClient) -> list[Path]:
 
 
 def relocate() -> str:
-    """After the folder was moved or copied, make the artifact paths in its database follow; says what was done."""
+    """Correct the artifact paths in the database after its folder was moved or copied; returns what was done."""
     client = _open()
     if not is_local():
         return f"nothing to do: the runs are on the server {address()}"
@@ -117,12 +118,14 @@ def relocate() -> str:
     except sqlite3.Error as error:
         raise UserError(f"{DATABASE}: {error}; nothing was changed") from None
     return (
-        f"artifacts of {', '.join(moved)} are now found in {new}" if moved else f"nothing to do: artifacts are in {new}"
+        f"artifacts from {', '.join(moved)} are now found in {new}"
+        if moved
+        else f"nothing to do: artifacts are in {new}"
     )
 
 
 def explain(error: BaseException) -> str:
-    """One line for what the user's disk or tracking server, not this program, did wrong; "" for another error."""
+    """One line for an error of the user's disk or tracking server; "" for any other error."""
     if isinstance(error, UserError):
         return str(error)
     outside = isinstance(error, MlflowException) and (
@@ -132,18 +135,18 @@ def explain(error: BaseException) -> str:
         if re.search("failed with (exception|timeout)|Max retries", str(error)):
             return f"no answer from the tracking server {address()}{_proxy()}"
         if "error code 401" in str(error):
-            return f"{address()} does not know you; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            return f"{address()} refused the login; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         return f"{address()}: {_first_line(error)}"
     return disk_trouble(error)
 
 
 def _proxy() -> str:
-    """That a proxy is asked for the server, which may not know a local one."""
+    """A hint that the server is accessed through a proxy, which may not reach a local one; "" without a proxy."""
     server = urlsplit(store_uri())
     proxy = getproxies().get(server.scheme)
     if not proxy or proxy_bypass(server.hostname or ""):
         return ""
-    return f", asked through the proxy {without_user(proxy)}; NO_PROXY={server.hostname} goes around it"
+    return f" through the proxy {without_user(proxy)}; NO_PROXY={server.hostname} bypasses it"
 
 
 def _first_line(error: BaseException) -> str:
@@ -152,10 +155,10 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def impatient() -> Iterator[None]:
-    """Within it, a server that does not answer is given up after seconds."""
-    before = {name: os.environ.get(name) for name in IMPATIENT}
-    os.environ.update(IMPATIENT)
+def short_timeouts() -> Iterator[None]:
+    """Wait seconds, not minutes, for a tracking server that does not answer."""
+    before = {name: os.environ.get(name) for name in SHORT_TIMEOUTS}
+    os.environ.update(SHORT_TIMEOUTS)
     try:
         yield
     finally:
@@ -166,13 +169,13 @@ def impatient() -> Iterator[None]:
 
 
 def open_experiment(client: MlflowClient, name: str) -> str:
-    """Id of the MLflow experiment that holds all runs on the data set `name`, also if it was renamed since.
+    """Id of the MLflow experiment with all runs on the data set `name`, even if it was renamed; created if missing.
 
     Raises UserError if it was deleted.
     """
-    for experiment in client.search_experiments():
-        if experiment.tags.get(DATASET) == name:
-            return experiment.experiment_id
+    for found in client.search_experiments():
+        if found.tags.get(DATASET) == name:
+            return found.experiment_id
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         location = str(home() / ARTIFACTS / name) if is_local() else None
@@ -185,6 +188,6 @@ def open_experiment(client: MlflowClient, name: str) -> str:
 
 
 def dataset_name(client: MlflowClient, experiment_id: str) -> str:
-    """Of the data set whose runs an MLflow experiment holds: cifar10, cifar10-jpeg and so on."""
+    """The name of an MLflow experiment's data set: cifar10, cifar10-jpeg and so on."""
     experiment = client.get_experiment(experiment_id)
     return experiment.tags.get(DATASET, experiment.name)

@@ -1,4 +1,4 @@
-"""What finished runs leave: scores, tables and pictures on each run, statistics over seeds on the parent."""
+"""Results in MLflow: scores, tables and figures of each run, statistics over seeds on the parent."""
 
 import csv
 import io
@@ -15,43 +15,43 @@ from sklearn.metrics import precision_recall_fscore_support
 from cifar_lab.analysis.comparison import Summary, summarise
 from cifar_lab.analysis.figures import plot_learning_curves
 from cifar_lab.analysis.heatmaps import confusion_plot, plot_epochs, plot_pairs
+from cifar_lab.analysis.tables import markdown_table
 from cifar_lab.data.cache import Dataset
 from cifar_lab.tracking.artifacts import load_text, log_texts
 from cifar_lab.training.train import Result
 
-BATCH = 1000  # points that MLflow takes in one call
+BATCH = 1000  # most points in one call to MLflow
 PAIRS = "pairs/test.csv"
-DESCRIPTION = "mlflow.note.content"  # tag; Markdown
-SHOWN = 100  # seeds in the description of a parent run, which MLflow cuts at 8,000 characters
-CONFUSED = 20  # pairs of classes in a table
+DESCRIPTION = "mlflow.note.content"  # tag; markdown
+SHOWN = 100  # most seeds in the description of a parent run: MLflow cuts it at 8,000 characters
+CONFUSED = 20  # most pairs of classes in a table
 
 
 def log_result(client: MlflowClient, run_id: str, result: Result, dataset: Dataset, checkpoint: Path) -> None:
-    """Test metrics, confusion counts and heatmaps, per-class scores, learning curves, checkpoint, weights digest."""
+    """Log test metrics, confusion counts and heatmaps, class scores, learning curves, checkpoint, weights digest."""
     classes = dataset.classes
     name, last = client.get_run(run_id).info.run_name, result.epochs[-1]
-    # the last epoch's time: logged again after an interruption, they are the same points
+    # with the last epoch's time, so that logging again after an interruption gives the same points
     metrics = [Metric(metric, value, last.ended, last.number) for metric, value in result.test.items()]
     client.log_batch(run_id, metrics=metrics)
-    confusions = {"val": last.confusion, "test": result.model.confusion["test"]}
+    test_counts = result.model.confusion["test"].cpu().numpy()
+    val_counts = [epoch.confusion.numpy() for epoch in result.epochs if epoch.confusion is not None]
     texts = {}
-    for stage in ["val", "test"] if last.confusion is not None else ["test"]:
-        counts = confusions[stage].cpu().numpy()
+    for stage, counts in [*(("val", counts) for counts in val_counts[-1:]), ("test", test_counts)]:
         table = [["true \\ predicted", *classes], *([label, *row] for label, row in zip(classes, counts, strict=True))]
         texts[f"confusion/{stage}.csv"] = _csv(table)
-        texts[f"confusion/{stage}_pairs.csv"] = _csv(_most_confused(counts, classes))
+        texts[f"confusion/{stage}_pairs.csv"] = _csv(_confused_table(counts, classes))
         texts[f"per_class/{stage}.csv"] = _csv(class_scores(counts, classes))
         heatmap = confusion_plot(classes, dataset.superclasses).pixels(counts, f"{name}, {stage}")
         client.log_image(run_id, heatmap, f"confusion/{stage}.png")
     log_texts(client, run_id, texts)
     pictures = ["confusion/test.png"]
-    if last.confusion is not None:
-        strip = plot_epochs([epoch.confusion.cpu().numpy() for epoch in result.epochs], len(classes))
+    if val_counts:
         pictures.insert(0, "confusion/val_epochs.png")
-        client.log_figure(run_id, strip, pictures[0])
+        client.log_figure(run_id, plot_epochs(val_counts, len(classes)), pictures[0])
     client.set_tag(run_id, DESCRIPTION, "\n\n".join(_shown(run_id, picture) for picture in pictures))
     if result.model.coupling:
-        accuracies = _pair_accuracies(result.model.pair_errors["test"].cpu().numpy(), confusions["test"].cpu().numpy())
+        accuracies = _pair_accuracies(result.model.pair_errors["test"].cpu().numpy(), test_counts)
         log_pairs(client, run_id, accuracies, classes, name)
     curves = {
         stage: {m: np.array([epoch.metrics[f"{stage}/{m}"] for epoch in result.epochs]) for m in ("loss", "acc")}
@@ -65,14 +65,14 @@ def log_result(client: MlflowClient, run_id: str, result: Result, dataset: Datas
 
 
 def _shown(run_id: str, picture: str) -> str:
-    """Markdown with which MLflow's overview of a run shows one of its artifacts."""
+    """Markdown that shows an artifact in MLflow's overview of its run."""
     return f"![{picture}](get-artifact?{urlencode({'path': picture, 'run_uuid': run_id})})"
 
 
 def log_pairs(client: MlflowClient, run_id: str, accuracies: np.ndarray, classes: Sequence[str], name: str) -> None:
-    """Test accuracy of each pair's classifier on the images of its two classes, as a table and a heatmap.
+    """Log the test accuracy of each pair's classifier on the images of its two classes, as a table and a heatmap.
 
-    accuracies: (pairs,), pairs as in itertools.combinations.
+    accuracies: (pairs,), ordered as by itertools.combinations.
     """
     rows = [(*pair, f"{accuracy:.4f}") for pair, accuracy in zip(combinations(classes, 2), accuracies, strict=True)]
     log_texts(client, run_id, {PAIRS: _csv([("first", "second", "accuracy"), *rows])})
@@ -80,28 +80,28 @@ def log_pairs(client: MlflowClient, run_id: str, accuracies: np.ndarray, classes
 
 
 def log_report(client: MlflowClient, parent_id: str, page: str) -> None:
-    """The page about repeats, with their parent."""
+    """Log a report on its parent run."""
     client.log_text(parent_id, page, "report.html")
 
 
 def train_loss(label_smoothing: float, one_vs_one: bool) -> dict[str, str]:
-    """What the training loss is, if not the cross-entropy that the other stages have: see plot_learning_curves."""
+    """The name of the training loss if it is not plain cross-entropy (see plot_learning_curves)."""
     names = [f"label smoothing {label_smoothing:g}"] * (label_smoothing > 0) + ["sum over pairs"] * one_vs_one
     return {"train": ", ".join(names)} if names else {}
 
 
 def log_verdict(client: MlflowClient, run: Run, verdict: str) -> None:
-    """What a reproduction found, before the rest of its description."""
+    """Put the verdict of a reproduction before its description."""
     client.set_tag(run.info.run_id, DESCRIPTION, f"{verdict}\n\n{run.data.tags.get(DESCRIPTION, '')}")
 
 
 def load_pairs(client: MlflowClient, run: Run) -> np.ndarray:
-    """What log_pairs logged of a run."""
+    """The accuracies that log_pairs logged, (pairs,)."""
     return np.array([float(row["accuracy"]) for row in csv.DictReader(io.StringIO(load_text(client, run, PAIRS)))])
 
 
 def load_confusion(client: MlflowClient, run: Run) -> tuple[tuple[str, ...], np.ndarray]:
-    """Class names, in the order of the network's outputs, and test confusion counts (classes, classes) of a run."""
+    """Class names in the order of the network's outputs, and test confusion counts (classes, classes)."""
     (_, *classes), *rows = csv.reader(io.StringIO(load_text(client, run, "confusion/test.csv")))
     return tuple(classes), np.array([[int(count) for count in counts] for _, *counts in rows])
 
@@ -113,14 +113,14 @@ def _pair_accuracies(errors: np.ndarray, confusion: np.ndarray) -> np.ndarray:
 
 
 def most_confused(counts: np.ndarray, most: int) -> list[tuple[int, int]]:
-    """Of (classes, classes) counts the indices (true, predicted) of the most frequent errors, at most so many."""
+    """Indices (true, predicted) of the `most` most frequent errors in (classes, classes) counts."""
     errors = counts - np.diag(np.diag(counts))
     order = np.argsort(-errors, axis=None, kind="stable")[: min(most, np.count_nonzero(errors))]
     return [(int(true), int(predicted)) for true, predicted in zip(*np.unravel_index(order, counts.shape), strict=True)]
 
 
-def _most_confused(counts: np.ndarray, classes: Sequence[str]) -> list[Sequence[object]]:
-    rows = [("true", "predicted", "images", "share of the true class")]
+def _confused_table(counts: np.ndarray, classes: Sequence[str]) -> list[Sequence[object]]:
+    rows: list[Sequence[object]] = [("true", "predicted", "images", "share of the true class")]
     for true, predicted in most_confused(counts, CONFUSED):
         count = int(counts[true, predicted])
         rows.append((classes[true], classes[predicted], count, f"{count / counts[true].sum():.4f}"))
@@ -128,7 +128,7 @@ def _most_confused(counts: np.ndarray, classes: Sequence[str]) -> list[Sequence[
 
 
 def class_scores(counts: np.ndarray, classes: Sequence[str]) -> list[Sequence[object]]:
-    """Rows of a table with precision, recall and F1 of each class, from (classes, classes) counts; first the header."""
+    """Table rows, header first: precision, recall and F1 of each class, from (classes, classes) counts."""
     true, predicted = np.indices(counts.shape).reshape(2, -1)
     scores = precision_recall_fscore_support(true, predicted, sample_weight=counts.ravel(), zero_division=0)
     rows = zip(classes, *scores, strict=True)
@@ -150,10 +150,10 @@ def log_repeats(
     losses: Mapping[str, str],
     ended: int,
 ) -> None:
-    """Statistics over seeds on the parent run; of the same runs always the same points, however often it is called.
+    """Log statistics over seeds on the parent run. Logging the same runs again gives the same points.
 
-    metrics: of each name ("test/acc") its value by seed; curves: of each stage its "loss" and "acc", (seeds, epochs);
-    losses: see plot_learning_curves; ended: when the last of the runs ended, ms since 1970.
+    metrics: by name ("test/acc") the values by seed; curves: by stage "loss" and "acc", (seeds, epochs); losses: see
+    plot_learning_curves; ended: when the last run ended, in ms since 1970.
     """
     summaries = {name: summarise(list(values.values())) for name, values in metrics.items()}
     points = [
@@ -169,7 +169,7 @@ def log_repeats(
         if name.startswith("val"):
             del fields["mean"]  # the last point of the curve
         values |= {f"{name}_{field}": value for field, value in fields.items()}
-    run = client.get_run(parent_id)  # of one seed there is no spread: nan only where an earlier one has to go
+    run = client.get_run(parent_id)  # nan, the spread of one seed, is logged only to replace an earlier value
     shown = {name: value for name, value in values.items() if name in run.data.metrics or not np.isnan(value)}
     points += [Metric(name, value, ended, epochs) for name, value in shown.items()]
     for piece in range(0, len(points), BATCH):
@@ -180,16 +180,13 @@ def log_repeats(
 
 
 def results_table(metrics: Mapping[str, Mapping[int, float]], summaries: Mapping[str, Summary]) -> str:
-    """Markdown: mean, sample standard deviation and 95 % interval, then a row per seed, of many the first."""
-    names = list(metrics)
-    rows = ["| seed | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
-    for label, text in (
-        ("mean", lambda s: f"{s.mean:.4f}"),
-        ("std", lambda s: f"{s.std:.4f}"),
-        ("95 % interval", lambda s: f"{s.ci_low:.4f} to {s.ci_high:.4f}"),
-    ):
-        rows.append(f"| **{label}** | " + " | ".join(text(summaries[name]) for name in names) + " |")
-    seeds = sorted(metrics[names[0]])
-    for seed in seeds[:SHOWN]:
-        rows.append(f"| {seed} | " + " | ".join(f"{metrics[name][seed]:.4f}" for name in names) + " |")
-    return "\n".join([*rows, *([f"\nand {len(seeds) - SHOWN} seeds more"] if len(seeds) > SHOWN else [])])
+    """Markdown: mean, sample standard deviation and 95 % interval, then a row per seed, at most SHOWN."""
+    rows = [
+        ["**mean**", *(f"{summary.mean:.4f}" for summary in summaries.values())],
+        ["**std**", *(f"{summary.std:.4f}" for summary in summaries.values())],
+        ["**95 % interval**", *(f"{summary.ci_low:.4f} to {summary.ci_high:.4f}" for summary in summaries.values())],
+    ]
+    seeds = sorted(next(iter(metrics.values())))
+    rows += [[str(seed), *(f"{values[seed]:.4f}" for values in metrics.values())] for seed in seeds[:SHOWN]]
+    table = markdown_table(["seed", *metrics], rows, aligned=False)
+    return f"{table}\n\nand {len(seeds) - SHOWN} more seeds" if len(seeds) > SHOWN else table

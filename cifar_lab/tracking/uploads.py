@@ -1,6 +1,5 @@
-"""What is uploaded while a run trains: epochs, heatmaps, checkpoints to continue from."""
+"""Uploads while a run trains: metrics, heatmaps, and checkpoints to continue from."""
 
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,11 +18,11 @@ from cifar_lab.tracking.places import checkpoint_of
 from cifar_lab.training.checkpoints import load_checkpoint
 from cifar_lab.training.train import Epoch
 
-UNFINISHED = "unfinished"  # artifacts of a run on a cluster: its last two checkpoints
+UNFINISHED = "unfinished"  # artifact folder of a run on a cluster, with its last two checkpoints
 
 
 def fetch_checkpoint(client: MlflowClient, run_id: str) -> None:
-    """Let the last checkpoint that a run on a cluster left with the server be here, unless this node has its own."""
+    """Download the last checkpoint of a run on a cluster, unless this node already has one."""
     checkpoint = checkpoint_of(run_id)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     if is_whole(checkpoint):
@@ -32,25 +31,24 @@ def fetch_checkpoint(client: MlflowClient, run_id: str) -> None:
     found = {}
     for file in client.list_artifacts(run_id, UNFINISHED):
         path = Path(client.download_artifacts(run_id, file.path, str(checkpoint.parent)))
-        with suppress(UserError):  # its node died while it sent it
+        with suppress(UserError):  # incomplete: its node died during the upload
             found[load_checkpoint(path)["epoch"]] = path
     if found:
         found[max(found)].replace(checkpoint)
 
 
 def drop_checkpoints(client: MlflowClient, run_id: str) -> None:
-    """Remove what a run on a cluster left with the server to be continued from, where its artifact store can."""
+    """Delete the uploaded checkpoints of a finished run, if its artifact store can delete."""
     with suppress(MlflowException, NotImplementedError):
         get_artifact_repository(client.get_run(run_id).info.artifact_uri).delete_artifacts(UNFINISHED)
 
 
 class EpochUploads:
-    """Logs completed epochs from a thread of its own, so that training never waits for the tracking server.
+    """Logs completed epochs from a thread, so that training never waits for the tracking server.
 
-    Metrics of an epoch go in one call, so that they are there all or not at all, and epochs that the run has already
-    are left out; then the heatmap of its validation images; then `checkpoint`, if given, to continue elsewhere from.
-    Leaving the context waits for the rest, and raises MlflowException if the server stays away for longer than MLflow's
-    own retries last.
+    For each epoch that the run does not have yet, it logs all metrics in one call, then the validation heatmap, then
+    `checkpoint`, if given, so that another node can continue. Leaving the context waits for the rest, and raises
+    MlflowException if the server is away for longer than MLflow's retries last.
     """
 
     def __init__(self, client: MlflowClient, run_id: str, dataset: Dataset, checkpoint: Path | None = None) -> None:
@@ -65,21 +63,21 @@ class EpochUploads:
 
     def _find_drawn(self) -> None:
         files = [file.path for file in self.client.list_artifacts(self.run_id, "images")]
-        self.drawn = {_step(path) for path in files if path.endswith(".webp")}  # written after the same as .png
-        with suppress(MlflowException, OSError, NotImplementedError):  # not every artifact store deletes
+        self.drawn = {_step(path) for path in files if path.endswith(".webp")}  # MLflow writes the .png first
+        with suppress(MlflowException, OSError, NotImplementedError):  # not every artifact store can delete
             for path in files:
                 if _step(path) not in self.drawn:
                     get_artifact_repository(self.client.get_run(self.run_id).info.artifact_uri).delete_artifacts(path)
 
     def report(self, epochs: Sequence[Epoch]) -> None:
-        """Log in the background what of `epochs` is not logged yet."""
+        """Log, in the background, those of `epochs` that are not logged yet."""
         self.epochs = tuple(epochs)
         self.thread.submit(self._log, self.epochs)
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         self.thread.shutdown(cancel_futures=True)
-        with suppress(*(() if kind is None else (MlflowException, OSError))):  # not in place of what ended the run
-            self._log(self.epochs)  # what failed in the background is tried once more
+        with suppress(*(() if kind is None else (MlflowException, OSError))):  # don't replace the error that ended it
+            self._log(self.epochs)  # retries what failed in the background
 
     def _log(self, epochs: Sequence[Epoch]) -> None:
         for epoch in epochs:
@@ -94,19 +92,19 @@ class EpochUploads:
                 try:
                     self.client.log_image(self.run_id, pixels, key="val_confusion", step=epoch.number)
                 except (MlflowException, OSError):
-                    self._find_drawn()  # one of its two files may be there
+                    self._find_drawn()  # one of its two files may exist
                     raise
                 self.drawn.add(epoch.number)
-        if self.checkpoint and epochs is self.epochs:  # of those that wait here, the last one will do
+        if self.checkpoint and epochs is self.epochs:  # only the newest is needed
             self._keep(self.checkpoint, len(epochs))
 
     def _keep(self, checkpoint: Path, epochs: int) -> None:
-        copy = checkpoint.with_name(f"{epochs % 2}.ckpt")  # two in turn: one is whole if this node dies meanwhile
+        copy = checkpoint.with_name(f"{epochs % 2}.ckpt")  # alternating: one stays intact if this node dies
         copy.unlink(missing_ok=True)
         copy.hardlink_to(checkpoint)
         self.client.log_artifact(self.run_id, str(copy), UNFINISHED)
 
 
 def _step(path: str) -> int:
-    """The epoch in the name that MLflow gives to an image file."""
-    return int(re.search(r"\+step\+(\d+)\+", path).group(1))
+    """The epoch in the file name that MLflow gives to an image."""
+    return int(path.partition("+step+")[2].partition("+")[0])

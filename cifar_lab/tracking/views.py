@@ -1,4 +1,4 @@
-"""Saved views of the runs table in MLflow's UI that show what matters here."""
+"""Saved views of the runs table in MLflow's UI."""
 
 import base64
 import json
@@ -11,9 +11,9 @@ VIEWS = ("leaderboard", "averages")
 
 
 def save_views(client: MlflowClient, experiment_id: str) -> None:
-    """Store the VIEWS of the runs table in the experiment: each run by val/acc, and averages over seeds.
+    """Save the VIEWS in an MLflow experiment: a leaderboard by val/acc, and averages over seeds.
 
-    The format is MLflow 3.17's own and undocumented; another version shows its default columns instead.
+    The format is internal to MLflow 3.17; another version shows its default columns instead.
     """
     columns = ["metrics.`val/acc`", "metrics.`test/acc`", "tags.`experiment`", "tags.`seed`"]
     keys = [{"mode": "tag", "groupByData": tag} for tag in ("experiment", "config_hash")]

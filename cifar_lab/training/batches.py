@@ -1,35 +1,32 @@
-"""CIFAR10DataModule: the split, and batches that never leave the device."""
+"""CIFAR10DataModule: split and batches, all in the memory of the device."""
 
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningDataModule
+from pytorch_lightning import LightningDataModule, Trainer
 
 from cifar_lab.config import Config, TrainerConfig
 from cifar_lab.data.cache import Dataset
 from cifar_lab.data.selection import split_train
 from cifar_lab.training.augmentation import reflect_border, resize
 
-EVALUATION_BATCH = 250  # images; of twice as many, activations leave a CPU's cache
-FLIPS = 1 << 33  # beside any epoch number, in the key that a stream derives from
+EVALUATION_BATCH = 250  # images; the activations of twice as many do not fit into a CPU's cache
+FLIPS = 1 << 33  # in place of an epoch in the key of derive_seed
 
 
 def derive_seed(*key: int) -> int:
-    """63 bits from a key such as (seed, epoch): near keys give unrelated streams (numpy.random.SeedSequence)."""
+    """63 bits from a key such as (seed, epoch); similar keys give independent streams (numpy.random.SeedSequence)."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _generator(*key: int) -> torch.Generator:
-    """Draws from a key, on the CPU, whose generator differs from a GPU's: one seed gives one order on all devices."""
+    """A generator on the CPU, so that a seed gives the same draws on every device: a GPU's generator differs."""
     return torch.Generator().manual_seed(derive_seed(*key))
 
 
 def batch_sizes(trainer: TrainerConfig, images: int) -> tuple[int, int]:
-    """Of `images` training images, how many an optimiser step takes, and how many of these go at once.
-
-    Both can be shared by the devices.
-    """
+    """Batch and micro-batch size for `images` training images; both are multiples of the number of devices."""
     batch_size = min(trainer.batch_size, images // trainer.devices * trainer.devices)
     return batch_size, min(trainer.micro_batch_size or batch_size, batch_size)
 
@@ -37,21 +34,21 @@ def batch_sizes(trainer: TrainerConfig, images: int) -> tuple[int, int]:
 def training_side(config: Config, epoch: int) -> int:
     """Side of the training images in an epoch, counted from 0: the epochs are divided among `data.sides`.
 
-    Of fewer epochs than sides the first sides are left out, so that training always ends with the last.
+    With fewer epochs than sides the first sides are skipped: training always ends with the last side.
     """
     sides, epochs = config.data.sides, config.trainer.epochs
     return sides[-(-(epoch + 1) * len(sides) // epochs) - 1]
 
 
 def epoch_costs(config: Config) -> list[int]:
-    """What each epoch costs, relative to the others: the pixels of an image."""
+    """The relative cost of each epoch: the pixels of an image."""
     return [training_side(config, epoch) ** 2 for epoch in range(config.trainer.epochs)]
 
 
 class Batches:
-    """Batches ((b, side, side, 3) uint8, (b,) int64) of images in order, the last one as small as it comes.
+    """Batches ((b, side, side, 3) uint8, (b,) int64) of images in order; the last batch may be smaller.
 
-    Of several devices each, by its `rank`, takes one and leaves the next to the others. None may be left without.
+    With several devices, rank r takes batches r, r + devices, ...; every rank must get at least one.
     """
 
     def __init__(
@@ -77,12 +74,12 @@ class Batches:
 
 
 class TrainBatches:
-    """Shuffled and augmented batches, all of one size; order and augmentation depend on (seed, epoch) alone.
+    """Shuffled and augmented batches of equal size; order and augmentation depend on (seed, epoch) alone.
 
-    Augmentation: a shift by up to `translate` pixels into a reflected border; a mirror image every other time that an
-    image is seen, half of them in the first epoch (alternating flip: Keller Jordan, 2024, arXiv 2404.00498); a smaller
-    image in the epochs where `sides` asks for it. An epoch takes as many images as make whole batches of `batch_size`,
-    which come in parts of `micro_batch_size`. Of several devices each, by its `rank`, gets its share of every part.
+    Augmentation: a shift by up to `translate` pixels into a reflected border; a flip every other time an image is seen,
+    for a random half of them in the first epoch (alternating flip: Keller Jordan, 2024, arXiv 2404.00498); resizing to
+    the epoch's side. An epoch has as many images as fill whole batches of `batch_size`, which come in micro-batches of
+    `micro_batch_size`. With several devices, rank r gets the r-th part of every micro-batch.
     """
 
     def __init__(
@@ -99,9 +96,9 @@ class TrainBatches:
         self.labels, self.config, self.seed, self.epoch, self.rank = labels, config, seed, epoch, rank
         self.mirrored = torch.rand(len(labels), generator=_generator(seed, FLIPS)) < 0.5
         padded = reflect_border(reflect_border(images, config.data.translate, 1), config.data.translate, 2)
-        padded = torch.cat([padded, padded.flip(2)])  # of image i of n the mirror image is n + i
+        padded = torch.cat([padded, padded.flip(2)])  # image n + i is image i of n, mirrored
         self.width = padded.shape[1]
-        # any 32 pixels in a row; a shifted image is 32 of them, and copying rows is many times faster than pixels
+        # all rows of 32 pixels: a shifted image is 32 of them, and copying rows is many times faster than pixels
         self.rows = padded.view(-1).as_strided((padded.numel() // 3 - 31, 32 * 3), (3, 1))
 
     def __len__(self) -> int:
@@ -126,8 +123,10 @@ class TrainBatches:
 class CIFAR10DataModule(LightningDataModule):
     """Train, validation and test batches of a data set, as uint8 on the trainer's device.
 
-    Images are validated at the side that was trained in the epoch, and tested at the last one.
+    Validation images have the side of the epoch's training images, test images the last side.
     """
+
+    trainer: Trainer
 
     def __init__(self, dataset: Dataset, config: Config, seed: int) -> None:
         super().__init__()
@@ -138,17 +137,16 @@ class CIFAR10DataModule(LightningDataModule):
         return TrainBatches(*self._tensors("train", 0), self.config, self.seed, self._epoch, rank)
 
     def val_dataloader(self) -> Batches:
-        return self._in_order("train", 1, side=lambda: training_side(self.config, self._epoch()))
+        return self._in_order(self._tensors("train", 1), lambda: training_side(self.config, self._epoch()))
 
     def test_dataloader(self) -> Batches:
-        return self._in_order("test", side=lambda: self.config.data.sides[-1])
+        return self._in_order(self._tensors("test"), lambda: self.config.data.sides[-1])
 
     def _epoch(self) -> int:
         return self.trainer.current_epoch
 
-    def _in_order(self, *split: str | int, side: Callable[[], int]) -> Batches:
-        rank, devices = self.trainer.global_rank, self.trainer.world_size
-        return Batches(*self._tensors(*split), EVALUATION_BATCH, side, rank, devices)
+    def _in_order(self, tensors: tuple[torch.Tensor, torch.Tensor], side: Callable[[], int]) -> Batches:
+        return Batches(*tensors, EVALUATION_BATCH, side, self.trainer.global_rank, self.trainer.world_size)
 
     def _tensors(self, split: str, part: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         images, labels = self.dataset.images[split], self.dataset.labels[split]

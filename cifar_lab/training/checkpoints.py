@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without unpickling, never used when damaged."""
+"""Checkpoints: written atomically, read without unpickling objects, never used when damaged."""
 
 import hashlib
 import io
@@ -13,11 +13,11 @@ from cifar_lab.files import atomic_write, is_whole, seal
 
 
 class WholeCheckpoint(TorchCheckpointIO):
-    """Lightning's reader and writer of checkpoint files, for sealed ones."""
+    """Lightning's reader and writer of checkpoints, with a digest in each file (see files.seal)."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Path, storage_options: Any = None) -> None:
         buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)  # to a file, it would hide that the disk is full
+        torch.save(checkpoint, buffer)  # writing to a file, it would not report a full disk
         with atomic_write(Path(path)) as file:
             file.write_bytes(seal(buffer.getvalue()))
 
@@ -26,14 +26,14 @@ class WholeCheckpoint(TorchCheckpointIO):
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """What train wrote, on the CPU, without unpickling objects. Raises UserError if it is not as it was written."""
+    """A checkpoint of WholeCheckpoint, with its tensors on the CPU. Raises UserError if it is damaged."""
     if not is_whole(path):
         raise UserError(f"the checkpoint {path} is damaged; delete it and start again")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """16 hex digits over names, types, shapes and bytes of the state dict, the same on every device."""
+    """16 hex digits from names, dtypes, shapes and bytes of the state dict, the same on every device."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

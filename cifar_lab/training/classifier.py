@@ -1,7 +1,8 @@
-"""Classifier: what every network shares, one step for all stages, metrics, optimiser."""
+"""Classifier: the step, metrics and optimiser that all networks share."""
 
 import math
 import time
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from cifar_lab.config import OptimConfig
 from cifar_lab.errors import UserError
 from cifar_lab.training.augmentation import reflect_border
-from cifar_lab.training.one_vs_one import PairCoupling, count_pairs
+from cifar_lab.training.one_vs_one import PairwiseCoupling, count_pairs
 from cifar_lab.training.optimizers import make_optimizer, make_schedule
 
 Batch = tuple[Tensor, Tensor]
@@ -24,14 +25,18 @@ class Diverged(UserError):
 class Classifier(LightningModule):
     """From (b, 32, 32, 3) uint8 images to (b, classes) logits; normalises by channel `mean` and `std` itself.
 
-    A network defines `scores`, (b, outputs). They are the logits; with `one_vs_one` they are of the pairs of classes,
-    each trained on its own images alone, and make the logits together (see PairCoupling). `pair_errors[stage]` then has
-    the errors of the pairs, (classes, classes).
-    Once per epoch it logs `{train,val,test}/{loss,acc}`, `lr` (SGD's, in the last step) and `epoch_seconds`, the time
-    of training alone; with `tta` also `test/acc_tta`, with test-time augmentation.
-    Keeps the counts of each stage's last epoch in `confusion[stage]`, (classes, classes), rows true, columns predicted.
-    Raises Diverged, which names epoch and step, at the end of an epoch in which the loss became nan or infinite.
+    A network defines `scores`, (b, outputs), which are the logits. With `one_vs_one` there is one score per pair of
+    classes, trained on the images of its two classes only; PairwiseCoupling turns them into logits, and
+    `pair_errors[stage]` counts the errors of the pairs, (classes, classes).
+    Every epoch logs `{train,val,test}/{loss,acc}`, `lr` (of SGD, in the last step) and `epoch_seconds` (training only);
+    with `tta` also `test/acc_tta`, the accuracy with test-time augmentation.
+    `confusion[stage]` has the counts of a stage's last epoch, (classes, classes), rows true, columns predicted.
+    Raises Diverged at the end of an epoch in which the loss became nan or infinite; the message names the step.
     """
+
+    mean: Tensor
+    scale: Tensor
+    scores: Callable[[Tensor], Tensor]
 
     def __init__(
         self,
@@ -43,7 +48,7 @@ class Classifier(LightningModule):
     ) -> None:
         super().__init__()
         self.optim, self.classes, self.tta = optim, classes, False
-        self.coupling = PairCoupling(classes) if one_vs_one else None
+        self.coupling = PairwiseCoupling(classes) if one_vs_one else None
         self.outputs = count_pairs(classes) if one_vs_one else classes
         self.register_buffer("mean", 255 * torch.tensor(mean))
         self.register_buffer("scale", 1 / (255 * torch.tensor(std)))
@@ -54,12 +59,12 @@ class Classifier(LightningModule):
 
     @property
     def guessing_loss(self) -> float:
-        """The training loss of a network that knows nothing."""
+        """The training loss of guessing: of equal logits."""
         return (self.classes - 1) * math.log(2) if self.coupling else math.log(self.classes)
 
     def normalise(self, images: Tensor) -> Tensor:
         """(b, height, width, 3) uint8 to float32 with mean 0 and standard deviation 1 per channel."""
-        rows = images.flatten(2)  # the channels' mean and scale, repeated along a row: three at a time would be slow
+        rows = images.flatten(2)  # whole rows at once are faster than three channels at a time
         repeats = images.shape[2]
         return ((rows - self.mean.repeat(repeats)) * self.scale.repeat(repeats)).view_as(images)
 
@@ -68,7 +73,7 @@ class Classifier(LightningModule):
         return self.coupling(scores) if self.coupling else scores
 
     def step(self, batch: Batch, stage: str) -> Tensor:
-        """Loss of one batch; keeps it and the outcomes for the end of the stage, so that no step waits for a GPU."""
+        """Loss of one batch; loss and outcomes are stored until the stage ends, so that no step waits for the GPU."""
         images, labels = batch
         scores = self.scores(images).float()
         logits = self.coupling(scores.detach()) if self.coupling else scores
@@ -89,37 +94,38 @@ class Classifier(LightningModule):
             self.pair_errors[stage] = torch.zeros_like(self.coupling.pair)
 
     def count(self, stage: str) -> Tensor:
-        """(classes, classes) int64, rows true, columns predicted, of this device's batches so far."""
+        """Confusion counts of this device's batches so far: (classes, classes) int64, rows true, columns predicted."""
         counts = torch.bincount(torch.cat(self.outcomes[stage]), minlength=self.classes**2)
         return counts.view(self.classes, self.classes)
 
-    def total(self, value: Tensor, operation: str = "sum") -> Tensor:
-        """`value` of all devices together."""
+    def all_reduce(self, value: Tensor, operation: str = "sum") -> Tensor:
+        """`value` reduced over all devices: "sum", "mean" or "min"."""
         return self.trainer.strategy.reduce(value.clone(), reduce_op=operation)
 
-    def total_loss(self, stage: str) -> Tensor:
+    def summed_loss(self, stage: str) -> Tensor:
+        """The loss summed over the images of all devices. Raises Diverged if it is not finite."""
         losses = torch.stack(self.losses[stage])
-        total = self.total(losses.sum())
+        total = self.all_reduce(losses.sum())
         if not total.isfinite():
             steps = torch.arange(len(losses), device=self.device)
-            first = self.total(steps.where(~losses.isfinite(), len(losses)).min(), "min")
+            first = self.all_reduce(steps.where(~losses.isfinite(), len(losses)).min(), "min")
             where = f"epoch {self.current_epoch + 1}, step {first + 1} of {len(losses)}"
             raise Diverged(f"{stage} loss is {total.item()} at {where}; try a smaller learning rate")
         return total
 
     def end_stage(self, stage: str) -> None:
-        self.confusion[stage] = self.total(self.count(stage))
+        self.confusion[stage] = self.all_reduce(self.count(stage))
         if self.coupling:
-            self.pair_errors[stage] = self.total(self.pair_errors[stage])
+            self.pair_errors[stage] = self.all_reduce(self.pair_errors[stage])
         count = self.confusion[stage].sum()
-        values = {
-            f"{stage}/loss": self.total_loss(stage) / count,
+        values: dict[str, Tensor | float] = {
+            f"{stage}/loss": self.summed_loss(stage) / count,
             f"{stage}/acc": self.confusion[stage].trace() / count,
         }
         if stage == "train":
             values |= {"lr": self.learning_rate, "epoch_seconds": self.epoch_seconds}
         if stage == "test" and self.tta:
-            values["test/acc_tta"] = self.total(self.right) / count
+            values["test/acc_tta"] = self.all_reduce(self.correct) / count
         self.log_dict(values)
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
@@ -135,10 +141,10 @@ class Classifier(LightningModule):
         self.step(batch, "test")
         if self.tta:
             images, labels = batch
-            self.right += (self.augmented_logits(images).argmax(1) == labels).sum()
+            self.correct += (self.augmented_logits(images).argmax(1) == labels).sum()
 
     def augmented_logits(self, images: Tensor) -> Tensor:
-        """Mean logits of images and mirror images: half as they are, a quarter each shifted up left and down right."""
+        """Mean logits of images and mirror images: 1/2 unshifted, 1/4 shifted up and left, 1/4 down and right."""
         padded = reflect_border(reflect_border(images, 1, 1), 1, 2)
         views = [(images, 0.25), (padded[:, 2:, 2:], 0.125), (padded[:, :-2, :-2], 0.125)]
         return sum(weight * (self(view).float() + self(view.flip(2)).float()) for view, weight in views)
@@ -149,18 +155,18 @@ class Classifier(LightningModule):
 
     def end_training(self) -> None:
         for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):  # each device has seen its part of the images
-                for moment in module.running_mean, module.running_var:
-                    moment.copy_(self.total(moment, "mean"))
-        self.total_loss("train")  # of a broken training the first broken step is what to report
-        self.epoch_seconds = time.perf_counter() - self.started  # of training alone
+            if isinstance(module, nn.BatchNorm2d):  # each device has seen its share of the images
+                for moment in filter(torch.is_tensor, (module.running_mean, module.running_var)):
+                    moment.copy_(self.all_reduce(moment, "mean"))
+        self.summed_loss("train")  # report a diverged training before validation reports its consequences
+        self.epoch_seconds = time.perf_counter() - self.started
 
     def on_validation_epoch_start(self) -> None:
         self.end_training()
         self.start_stage("val")
 
     def on_test_epoch_start(self) -> None:
-        self.right = torch.zeros((), device=self.device)
+        self.correct = torch.zeros((), device=self.device)
         self.start_stage("test")
 
     def on_train_epoch_end(self) -> None:

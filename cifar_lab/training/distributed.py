@@ -1,4 +1,4 @@
-"""The processes of one run on several devices: rank 0 is the caller, each of the others runs beside it."""
+"""The processes of one run on several devices: the caller is rank 0 and starts the other ranks."""
 
 import os
 import signal
@@ -21,12 +21,12 @@ from cifar_lab.processes import follow_parent, fork_server
 
 POLL_SECONDS = 0.05
 END_SECONDS = 1.0
-NOTICE_SECONDS = 10.0  # in which a rank itself can notice that another is gone
+NOTICE_SECONDS = 10.0  # for a rank to notice by itself that another one has died
 DIED = "one of its processes died (out of memory?); start again to continue"
 
 
-class _Here(LightningEnvironment):
-    """Tells Lightning that the ranks are there already, and which one this is."""
+class _StartedRanks(LightningEnvironment):
+    """Lightning's environment for ranks that are already running; this process is `rank`."""
 
     creates_processes_externally = True
 
@@ -39,15 +39,15 @@ class _Here(LightningEnvironment):
 
 
 def ddp(rank: int) -> DDPStrategy:
-    """Lightning's strategy for the process of that rank, within `ranks`."""
-    return DDPStrategy(cluster_environment=_Here(rank), broadcast_buffers=False)
+    """Lightning's strategy for rank `rank`, for use within `ranks`."""
+    return DDPStrategy(cluster_environment=_StartedRanks(rank), broadcast_buffers=False)
 
 
 @contextmanager
 def ranks(devices: int, accelerator: str, body: Callable[..., Any], *arguments: Any) -> Iterator[None]:
-    """Within it this process is rank 0 of `devices`; `body(rank, *arguments)` runs in a process as each of the others.
+    """Make this process rank 0 of `devices`, and run `body(rank, *arguments)` in a process for each other rank.
 
-    They end with it, however it ends. Raises UserError if one of them dies.
+    The other processes end with the block or with this process. Raises UserError if one of them dies.
     """
     context = fork_server(["cifar_lab.training.train"])
     store = dist.TCPStore("127.0.0.1", 0, devices, is_master=True, wait_for_workers=False)
@@ -64,7 +64,7 @@ def ranks(devices: int, accelerator: str, body: Callable[..., Any], *arguments: 
         Thread(target=_watch, args=(others, store.port, over), daemon=True).start()
         _join(0, store, accelerator, devices)
         yield
-    except RuntimeError as error:  # of gloo and NCCL too, when another rank is gone
+    except RuntimeError as error:  # gloo and NCCL also raise it when another rank has died
         for other in others:
             other.join(END_SECONDS)
         if store.check(["error"]):
@@ -82,8 +82,8 @@ def ranks(devices: int, accelerator: str, body: Callable[..., Any], *arguments: 
 
 
 def _watch(others: Sequence[BaseProcess], port: int, over: Event) -> None:
-    """End this process if another rank has died and this one does not notice: NCCL would wait for ten minutes."""
-    store = dist.TCPStore("127.0.0.1", port)  # a connection of its own: this process may be waiting in the other
+    """Exit if another rank has died and this process does not notice: NCCL would wait for ten minutes."""
+    store = dist.TCPStore("127.0.0.1", port)  # a second connection, because the first may be blocked by a wait
     while not over.wait(POLL_SECONDS):
         ended = [rank for rank, other in enumerate(others, 1) if wait([other.sentinel], 0)]
         if all(store.check([f"{rank} done"]) for rank in ended) or over.wait(NOTICE_SECONDS):
@@ -94,7 +94,7 @@ def _watch(others: Sequence[BaseProcess], port: int, over: Event) -> None:
 
 
 def _other(rank: int, group: tuple[str, int, int], body: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for rank 0 to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 handles Ctrl-C
     follow_parent()
     accelerator, port, devices = group
     store = dist.TCPStore("127.0.0.1", port, devices)
@@ -103,7 +103,7 @@ def _other(rank: int, group: tuple[str, int, int], body: Callable[..., Any], arg
         _join(rank, store, accelerator, devices)
         body(rank, *arguments)
         store.set(f"{rank} done", "")
-    except UserError as error:  # which rank 0 may raise too
+    except UserError as error:
         store.set("error", str(error))
         os._exit(1)
     except Exception:

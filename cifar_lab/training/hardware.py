@@ -1,4 +1,4 @@
-"""What this machine is, and what it does fast."""
+"""The devices of this machine: which there are, their names and fast precision, settings for exact results."""
 
 import ctypes
 import os
@@ -16,7 +16,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 def resolve_accelerator(accelerator: str) -> str:
     """The device for "auto", "cpu" or "gpu": "cuda", "mps" or "cpu".
 
-    Raises UsageError if "gpu" is not there, UserError if there is one that can't be used.
+    Raises UsageError if "gpu" is asked for and there is none, UserError if torch can't use the one that is there.
     """
     if accelerator != "cpu":
         if torch.cuda.is_available():
@@ -34,23 +34,23 @@ def resolve_accelerator(accelerator: str) -> str:
 
 
 def check_devices(accelerator: str, devices: int) -> None:
-    """Raises UsageError if a run on so many devices can't be trained here. A CPU is as many as are asked for."""
+    """Raises UsageError if there are fewer than `devices` GPUs. A CPU counts as any number of devices."""
     there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(accelerator, devices)
     if devices > there:
         raise UsageError(f"trainer.devices = {devices}: torch finds {there} GPU here; use fewer, or --accelerator cpu")
 
 
 def exact_fp32() -> None:
-    """Let fp32 mean 24 bits of precision on a GPU too, not TF32's 11, which cuDNN takes by default."""
+    """Turn off TF32: fp32 has 24 bits of precision on a GPU too, not 11, which is cuDNN's default."""
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
 
 
 def fast_precision(accelerator: str) -> str:
-    """ "bf16" where that is faster, else "fp32". By what the device is, not by a clock: runs must not depend on load.
+    """ "bf16" if that is faster on the device, else "fp32"; decided by its kind, so that it does not depend on load.
 
-    Intel's CPUs that have bf16 instructions without AMX, or whose virtual machine hides it, take twice the time of fp32
-    (measured: Sapphire Rapids); AMD's take two thirds (Zen 4).
+    Measured: bf16 takes two thirds of the time of fp32 on AMD's Zen 4, and twice the time on Intel's Sapphire Rapids if
+    AMX is missing or hidden by a virtual machine.
     """
     if accelerator == "cuda":
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -61,12 +61,12 @@ def fast_precision(accelerator: str) -> str:
 
 
 def device_tags(accelerator: str) -> dict[str, str]:
-    """What the bits of a run depend on: its device and, of CUDA's, arithmetic of fp32, cuDNN and driver."""
+    """The tags of the device that a run's bits depend on: its name; on CUDA also TF32, cuDNN and driver."""
     if accelerator != "cuda":
         return {"device": torch.backends.mps.get_name() if accelerator == "mps" else processor()}
     return {
         "device": torch.cuda.get_device_name(),
-        "tf32": "on" if os.environ.get("NVIDIA_TF32_OVERRIDE") == "1" else "off",  # stronger than exact_fp32
+        "tf32": "on" if os.environ.get("NVIDIA_TF32_OVERRIDE") == "1" else "off",  # overrides exact_fp32
         "cudnn": str(torch.backends.cudnn.version()),
         "driver": collect_env.get_nvidia_driver_version(collect_env.run) or "unknown",
     }
@@ -86,10 +86,7 @@ def processor() -> str:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed, for the next step: by default large tensors are new pages each time.
-
-    Does nothing where the C library is another one.
-    """
+    """Let glibc, if it is the C library, reuse freed memory: by default every large tensor gets new pages."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         for option, value in (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26):

@@ -16,11 +16,11 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(Optimizer):
-    """SGD with Nesterov momentum; in groups with `orthogonal` the step is made orthogonal.
+    """SGD with Nesterov momentum, whose steps are made orthogonal in the groups with `orthogonal`.
 
-    There every parameter is a bank of filters (filters, ...): it is rescaled to the norm sqrt(filters), then moves by
-    `lr` times the orthogonal matrix that is nearest to its step (orthogonalise). Method: Keller Jordan, "Muon: An
-    optimizer for hidden layers in neural networks", 2024, kellerjordan.github.io/posts/muon.
+    In these, every parameter is a filter bank (filters, ...): it is rescaled to the norm sqrt(filters), then moves by
+    `lr` times the orthogonal matrix nearest to its step (see orthogonalise). Method: Keller Jordan, "Muon: An optimizer
+    for hidden layers in neural networks", 2024, kellerjordan.github.io/posts/muon.
     """
 
     def __init__(self, groups: list[dict[str, Any]], dtype: torch.dtype) -> None:
@@ -47,22 +47,22 @@ class Muon(Optimizer):
         return loss
 
     def _nesterov(self, parameters: list[Tensor], momentum: float, weight_decay: float) -> list[Tensor]:
-        gradients = [p.grad for p in parameters]
+        gradients = [p.grad for p in parameters if p.grad is not None]
         if weight_decay:
-            gradients = torch._foreach_add(gradients, parameters, alpha=weight_decay)
+            gradients = [*torch._foreach_add(gradients, parameters, alpha=weight_decay)]
         for p in parameters:
             if not self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
         buffers = [self.state[p]["momentum"] for p in parameters]
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, gradients)
-        return torch._foreach_add(gradients, buffers, alpha=momentum)
+        return [*torch._foreach_add(gradients, buffers, alpha=momentum)]
 
 
 def orthogonalise(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Nearly U V^T of each matrix U S V^T (rows, ...), computed in `dtype`; those of one shape together.
+    """Approximately U V^T for each matrix U S V^T (rows, ...), computed in `dtype`, in one batch per shape.
 
-    A quintic Newton-Schulz iteration with the coefficients of Muon: singular values end roughly between 0.5 and 1.5.
+    Method: Muon's quintic Newton-Schulz iteration; the singular values end roughly between 0.5 and 1.5.
     """
     a, b, c = NEWTON_SCHULZ
     same: dict[torch.Size, list[int]] = defaultdict(list)
@@ -84,7 +84,7 @@ def orthogonalise(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
 
 
 def make_optimizer(module: nn.Module, optim: OptimConfig, dtype: torch.dtype) -> Muon:
-    """Muon, computed in `dtype`, for the trainable filters of convolutions (4 axes), SGD for the rest."""
+    """Muon in `dtype` for the trainable filters of convolutions (4 axes), SGD for the other parameters."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     sgd = {"lr": optim.learning_rate, "momentum": optim.momentum, "weight_decay": optim.weight_decay}
     muon = {"lr": optim.filter_learning_rate, "momentum": optim.filter_momentum, "orthogonal": True}
@@ -96,7 +96,7 @@ def make_optimizer(module: nn.Module, optim: OptimConfig, dtype: torch.dtype) ->
 
 
 def make_schedule(optimizer: Optimizer, optim: OptimConfig, steps: int) -> LambdaLR:
-    """Linear warm-up over `optim.warmup` of the steps, then linear decay to zero."""
+    """Linear warm-up during the share `optim.warmup` of the steps, then linear decay to zero."""
     peak = optim.warmup * steps
 
     def factor(step: int) -> float:

@@ -1,4 +1,4 @@
-"""One run: seed, fit, test once; continued from its checkpoint if it has one. Knows no MLflow."""
+"""One run: seed, fit, test once; continues from a checkpoint if there is one. Knows no MLflow."""
 
 import logging
 import time
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor
@@ -26,25 +26,24 @@ from cifar_lab.training.classifier import Classifier, Diverged
 from cifar_lab.training.distributed import ddp, ranks
 from cifar_lab.training.hardware import exact_fp32, keep_freed_memory, resolve_accelerator
 
-DRAWS = 1  # after rank and epoch, in the key that a stream derives from
-DIVERGED = 10  # times the loss of guessing, at the end of training
-INITIALISATION = 1 << 32  # beside any epoch number, in the key that a stream derives from
+DRAWS = 1  # last element of the key of derive_seed, for what layers draw
+DIVERGED = 10  # times the loss of guessing: a final training loss above it has diverged
+INITIALISATION = 1 << 32  # in place of an epoch in the key of derive_seed
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """A completed epoch: its number, from 1; its end in ms since 1970; validation counts (classes, classes) int64, if
-    images are held out."""
+    """The record of a completed epoch."""
 
-    number: int
-    ended: int
+    number: int  # from 1
+    ended: int  # ms since 1970
     metrics: dict[str, float]
-    confusion: Tensor | None
+    confusion: Tensor | None  # (classes, classes) int64 on the CPU; None without validation images
 
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: the trained network, every epoch's record, the test metrics if any, the weights' digest."""
+    """A finished run: trained network, records of all epochs, test metrics (if scored), digest of the weights."""
 
     model: Classifier
     epochs: tuple[Epoch, ...]
@@ -64,11 +63,11 @@ def train(
 ) -> Result:
     """Train `config` with `seed` on `dataset`, then score the test set once, unless `test` is false.
 
-    After every epoch `checkpoint` is written, then `report` gets the records of all epochs so far. Where `checkpoint`
-    exists, training goes on from it. On the same machine the same arguments give the same weights and metrics, bit for
-    bit, in one go or in pieces. With several `trainer.devices` the caller is one of so many processes, and alone calls
-    `report` and `callbacks`. `config` must be resolved (see resolve_config). Raises Diverged, DataError (the
-    checkpoint can't be written), UserError (it can't be read, or memory is short).
+    After every epoch, `checkpoint` is written and `report` gets the records of all epochs so far. If `checkpoint`
+    exists, training continues from it. On one machine, the same arguments give the same weights and metrics, bit for
+    bit, interrupted or not. With several `trainer.devices` the caller is rank 0; only rank 0 calls `report` and
+    `callbacks`. `config` must be resolved (see resolve_config). Raises Diverged, and UserError if the checkpoint can't
+    be written or read, memory is short, or another rank dies.
     """
     if accelerator == "auto":
         accelerator = resolve_accelerator("auto")
@@ -90,10 +89,11 @@ def _train(
     callbacks: Sequence[Callback] = (),
 ) -> Result:
     torch.set_num_threads(config.trainer.threads)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it costs time, and changes no result of ours
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # slow, not needed here
     keep_freed_memory()
     exact_fp32()
     record = _Record(checkpoint, report)
+    assert config.data.val_size is not None, "config must be resolved"
     images = len(dataset.labels["train"]) - config.data.val_size
     trainer = _trainer(rank, config, images, accelerator, [*callbacks, record, _Draws(seed, rank)])
     batches = CIFAR10DataModule(dataset, config, seed)
@@ -102,22 +102,22 @@ def _train(
         model = make_model(config, dataset)
         model.tta = config.trainer.tta
         trainer.fit(model, batches, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
-        report(record.epochs)  # of a run that was complete already
+        report(record.epochs)  # needed if the checkpoint was already complete
         if (loss := record.epochs[-1].metrics["train/loss"]) > DIVERGED * model.guessing_loss:
-            far = f"train loss is {loss:.3g} after the last epoch, that of guessing {model.guessing_loss:.3g}"
-            raise Diverged(f"{far}: the training has diverged; try a smaller learning rate")
+            losses = f"train loss is {loss:.3g} after the last epoch, that of guessing {model.guessing_loss:.3g}"
+            raise Diverged(f"{losses}: the training has diverged; try a smaller learning rate")
         scores = _decimals(trainer.test(model, batches, verbose=False)[0]) if test else {}
     return Result(model, tuple(record.epochs), scores, weights_digest(model))
 
 
 @contextmanager
 def _enough_memory() -> Iterator[None]:
-    """Raises UserError where the device, or this machine, has not enough for what is done within it."""
+    """Turn errors for lack of memory into a UserError."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        told = "can't allocate memory" in str(error) or "out of memory" in str(error)  # by a CPU, by Apple's GPU
-        if not (told or isinstance(error, torch.OutOfMemoryError | MemoryError)):
+        texts = ("can't allocate memory", "out of memory")  # of torch on a CPU and on Apple's GPU
+        if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)):
             raise
         reason = " ".join(str(error).split(". ")[:2]).partition("\n")[0]
         raise UserError(
@@ -126,34 +126,34 @@ def _enough_memory() -> Iterator[None]:
 
 
 def _trainer(rank: int, config: Config, images: int, accelerator: str, callbacks: Sequence[Callback]) -> Trainer:
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # not its tips and device lists
-    warnings.filterwarnings("ignore", message="GPU available but not used")  # which the user decided
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # hides tips and device lists
+    warnings.filterwarnings("ignore", message="GPU available but not used")  # the user's choice
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")  # Lightning's own use of torch
-    warnings.filterwarnings("ignore", message=".*sync_dist=True")  # Classifier sums over the ranks itself
-    warnings.filterwarnings("ignore", message=".*broadcast_buffers")  # its new name is not in every torch
+    warnings.filterwarnings("ignore", message=".*sync_dist=True")  # Classifier.all_reduce does it
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers")  # older versions of torch lack its new name
     batch_size, micro_batch_size = batch_sizes(config.trainer, images)
     devices = config.trainer.devices
     return Trainer(
         accelerator=accelerator,
         devices=devices,
         strategy=ddp(rank) if devices > 1 else "auto",
-        precision={"fp32": "32-true", "bf16": "bf16-mixed"}[config.trainer.precision],
+        precision="bf16-mixed" if config.trainer.precision == "bf16" else "32-true",
         max_epochs=config.trainer.epochs,
         accumulate_grad_batches=batch_size // micro_batch_size,
         limit_val_batches=1.0 if config.data.val_size else 0,
-        deterministic="warn" if accelerator == "mps" else True,  # there max pooling's gradient is not
+        deterministic="warn" if accelerator == "mps" else True,  # Apple's gradient of max pooling is not deterministic
         num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # batches are divided by CIFAR10DataModule
+        use_distributed_sampler=False,  # CIFAR10DataModule divides the batches
         logger=False,
         callbacks=list(callbacks),
-        plugins=[WholeCheckpoint(), *([] if devices > 1 else [LightningEnvironment()])],  # not a part of a SLURM job
+        plugins=[WholeCheckpoint(), *([] if devices > 1 else [LightningEnvironment()])],  # ignore SLURM
         enable_progress_bar=False,
         enable_model_summary=False,
     )
 
 
 class _Record(Checkpoint):
-    """Records every epoch, writes the checkpoint with all records in it, then reports them."""
+    """Records every epoch, writes a checkpoint that contains all records, then reports them."""
 
     def __init__(self, path: Path, report: Callable[[Sequence[Epoch]], None]) -> None:
         self.path, self.report = path, report
@@ -175,26 +175,26 @@ class _Record(Checkpoint):
 
 
 class _Draws(Callback):
-    """What layers draw, such as dropout, follows from (seed, epoch) too, on each device its own."""
+    """Seeds the layers that draw random numbers, such as dropout, from (seed, epoch, rank)."""
 
     def __init__(self, seed: int, rank: int) -> None:
         self.seed, self.rank = seed, rank
 
-    def on_train_epoch_start(self, trainer: Trainer, *_: object) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         torch.manual_seed(derive_seed(self.seed, trainer.current_epoch, 1 + self.rank, DRAWS))
 
     on_validation_epoch_start = on_test_epoch_start = on_train_epoch_start
 
 
 def _decimals(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Float32 values as their shortest decimals: 0.1, not 0.10000000149."""
+    """Float32 values rounded to their shortest decimals: 0.1, not 0.10000000149."""
     return {name: float(str(np.float32(float(value)))) for name, value in metrics.items()}
 
 
 def resolve_config(config: Config, dataset: Dataset, fast: str) -> Config:
-    """`config` with what depends on the images or the device made explicit: classes, validation size, precision.
+    """`config` with explicit classes, validation size and precision, which may depend on the images or the device.
 
-    `dataset` is that of the chosen classes (see datasets.select), `fast` the device's fast precision (see machine).
+    dataset: after data.selection.select; fast: the device's hardware.fast_precision.
     """
     data = config.data
     if data.classes:

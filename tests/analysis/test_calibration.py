@@ -6,7 +6,7 @@ from cifar_lab.analysis.calibration import reliability
 
 def test_four_predictions_worked_by_hand():
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.55, 0.45], [0.4, 0.6]])
-    found = reliability(probabilities, np.array([0, 0, 0, 1]), bins=5)  # right, wrong, right, right
+    found = reliability(probabilities, np.array([0, 0, 0, 1]), bins=5)  # correct, wrong, correct, correct
     assert found.counts.tolist() == [0, 0, 2, 1, 1]  # 0.55 and 0.6, 0.8, 0.9
     np.testing.assert_allclose(found.confidence, [np.nan, np.nan, 0.575, 0.8, 0.9])
     np.testing.assert_allclose(found.accuracy, [np.nan, np.nan, 1, 0, 1])

@@ -40,7 +40,7 @@ def test_paired_difference_worked_by_hand():
     half = 2.570582 * 1.870829 / math.sqrt(6)
     assert found.ci == pytest.approx((3.5 - half, 3.5 + half), rel=1e-6)
     assert found.ci[0] < found.bootstrap_ci[0] < 3.5 < found.bootstrap_ci[1] < found.ci[1]
-    assert found.tells
+    assert found.significant
     assert found.verdict == "a is higher"
 
 
@@ -48,7 +48,7 @@ def test_only_seeds_that_both_have_are_paired():
     # seeds 2 and 3: 7 - 1 and 8 - 4, mean 5; four signs, two as extreme
     (found,) = compare([sample("a", [5, 6, 7, 8]), sample("b", [1, 4, 9], first_seed=2)])
     assert (found.n, found.paired, found.mean, found.p) == (2, True, 5, 0.5)
-    assert found.verdict == "too few seeds to tell anything"
+    assert found.verdict == "n is too small for p < 0.05"
 
 
 def test_samples_without_common_seeds_are_compared_as_a_whole():
@@ -60,25 +60,25 @@ def test_samples_without_common_seeds_are_compared_as_a_whole():
     assert found.ci == pytest.approx((-3 - half, -3 + half), rel=1e-6)
 
 
-def test_one_seed_tells_nothing():
+def test_one_seed_gives_no_test():
     (found,) = compare([sample("a", [0.5]), sample("b", [0.75])])
     assert (found.mean, found.paired) == (-0.25, False)
     assert np.isnan([found.p, *found.ci, *found.bootstrap_ci]).all()
-    assert found.verdict == "too few seeds to tell anything"
+    assert found.verdict == "n is too small for p < 0.05"
 
 
 def test_enough_seeds_and_no_clear_difference_promise_nothing():
     values = np.array([0.0, 2.0, -1.0, 3.0, 1.0, -2.0, 4.0, 1.0])  # mean 1, std 2
     (found,) = compare([sample("a", values), sample("b", np.zeros(8))])
-    assert not found.tells
-    assert found.verdict == "not told apart"
+    assert not found.significant
+    assert found.verdict == "no clear difference"
 
 
 def test_equal_samples_have_no_difference():
     values = [0.5, 0.25, 0.75, 0.5, 0.25, 0.75]
     (found,) = compare([sample("a", values), sample("b", values)])
     assert (found.mean, found.p, found.ci) == (0, 1, (0, 0))
-    assert found.verdict == "not told apart"
+    assert found.verdict == "no clear difference"
 
 
 def test_p_values_are_adjusted_for_the_number_of_pairs():
@@ -87,7 +87,7 @@ def test_p_values_are_adjusted_for_the_number_of_pairs():
     found = compare([sample("a", [2, 4, 6, 8, 10, 12]), sample("b", low), sample("c", low)])
     assert [difference.p for difference in found] == pytest.approx([6 / 64, 6 / 64, 1])
     # the smallest p of six seeds, times 3, is too large; seven would make 3 * 2 / 2**7 = 0.047
-    assert [difference.verdict for difference in found] == ["too few seeds to tell anything"] * 3
+    assert [difference.verdict for difference in found] == ["n is too small for p < 0.05"] * 3
 
 
 def test_a_pair_that_can_not_be_tested_does_not_count_in_the_adjustment():

@@ -1,4 +1,4 @@
-"""Comparisons and the best run, on runs written by hand."""
+"""Comparisons and the best run, with hand-written runs."""
 
 import pytest
 from conftest import EXPERIMENTS
@@ -87,7 +87,7 @@ def test_repeats_are_named_by_hash_and_by_run_id_too(client, workplace, capsys):
     linear, other, _ = rows(capsys)
     assert linear[:2] == [f"`linear {'a' * 12}`", "6"]
     assert other[0] == f"`linear {'b' * 12}`"
-    with pytest.raises(UserError, match=r"linear names 2 sets of repeats; give the hash of one: a{12} \(digits, n = 6"):
+    with pytest.raises(UserError, match=r"linear names 2 experiments; give the hash of one: a{12} \(digits, n = 6"):
         compare(workplace, "linear")
 
 
@@ -127,15 +127,15 @@ def test_runs_of_different_code_are_reported(client, workplace, capsys):
     _, ids = add_repeats(client, "linear", LOW)
     client.set_tag(ids[0], "code_digest", "other")
     compare(workplace, "linear")
-    assert "the runs were not all made with the same code, but with 2" in capsys.readouterr().out
+    assert "the runs differ in code: 2 different values" in capsys.readouterr().out
 
 
 def test_unknown_and_doubled_names_cost_one_line(client, workplace):
     add_repeats(client, "linear", LOW)
     for names, message in (
-        (["lineer"], "lineer: no finished runs of that name, config hash or run id"),
-        (["li'near"], "no finished runs of that name"),
-        (["linear", "linear-hash"], "two of linear, linear-hash are the same repeats"),
+        (["lineer"], "lineer: no finished runs with that name, config hash or run id"),
+        (["li'near"], "no finished runs with that name"),
+        (["linear", "linear-hash"], "two of linear, linear-hash name the same runs"),
     ):
         with pytest.raises(UserError, match=message):
             compare(workplace, *names)
@@ -144,7 +144,7 @@ def test_unknown_and_doubled_names_cost_one_line(client, workplace):
 def test_best_run_is_named_with_the_reason_and_without_the_test_set(client, capsys):
     add_repeats(client, "linear", LOW)
     _, ids = add_repeats(client, "cnn", [(0, 0.80), (1, 0.78)])
-    for run_id in ids:  # the test accuracies tell the opposite
+    for run_id in ids:  # the test accuracies have the opposite order
         client.log_metric(run_id, "test/acc", 0.1, step=2, timestamp=1)
     assert best.run(make_parser().parse_args(["best"])) == 0
     output = capsys.readouterr().out

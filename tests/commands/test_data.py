@@ -31,8 +31,8 @@ def test_images_that_are_there_twice_are_counted(workplace, capsys):
         (images / copy).write_bytes(picture)
     assert main(["data"]) == 0
     output = capsys.readouterr().out
-    assert "\n2 images of train repeat the pixels of an earlier one\n" in output
-    assert "\n1 images of test have the pixels of one of train\n" in output
+    assert "\n2 train images repeat the pixels of an earlier one\n" in output
+    assert "\n1 test images repeat the pixels of a train image\n" in output
 
 
 def test_what_is_missing_costs_one_line(workplace, capsys):

@@ -1,4 +1,4 @@
-"""Image files of many kinds through the champion on the command line."""
+"""The champion classifies image files of many kinds, on the command line."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def predict(tracked, *arguments):
 
 
 def answers(output):
-    """The JSON in an output in which errors come before it."""
+    """The JSON of an output that begins with errors."""
     return json.loads(output[output.index("[\n") :])
 
 
@@ -34,7 +34,7 @@ def digits(tracked):
 
 @pytest.fixture
 def pictures(digits, tmp_path):
-    """Twelve test images as files of many kinds, by name: the label, or None for what can't be read."""
+    """Twelve test images as files of many kinds; their labels by name."""
     labels = {}
     for index, suffix in enumerate(["png", "jpg", "bmp", "gif", "webp", "tif"] * 2):
         name = f"{index:02}.{suffix}"
@@ -52,8 +52,8 @@ def test_the_champion_knows_digits_in_any_file(tracked, pictures):
     assert code == 0, output
     found = {answer["file"]: answer["predictions"] for answer in answers(output)}
     assert list(found) == [str(folder / name) for name in sorted(labels)]
-    right = [found[str(folder / name)][0]["class"] == label for name, label in labels.items()]
-    assert sum(right) >= 10
+    correct = [found[str(folder / name)][0]["class"] == label for name, label in labels.items()]
+    assert sum(correct) >= 10
     for first, second in found.values():
         assert 1 >= first["probability"] >= second["probability"] >= 0
 
@@ -78,16 +78,16 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_answered(tracked, pictures
     code, output = predict(tracked, folder / "0[01]*", *sorted(broken.iterdir()), *others)
     assert code == 1
     lines = output.splitlines()
-    told = {line.partition(": ")[0]: line.partition(": ")[2] for line in lines}
-    assert told[str(broken / "no.png")] == "no such file"
+    found = {line.partition(": ")[0]: line.partition(": ")[2] for line in lines}
+    assert found[str(broken / "no.png")] == "no such file"
     for name in ("empty.png", "text.jpg", "cut.png", "page.pdf"):
-        assert told[str(broken / name)].startswith("not a readable image (")
+        assert found[str(broken / name)].startswith("not a readable image (")
     for name in ("00.png", "01.jpg"):
-        first, *_ = told[str(folder / name)].split(", ")
+        first, *_ = found[str(folder / name)].split(", ")
         assert first.split()[0] in "0123456789"
         assert first.endswith("%")
-    assert told[str(tmp_path / "pipe")] == "not a file"
-    assert told[str(tmp_path / r"\udcff\x1b[31m.png")] == told[str(folder / "00.png")]
+    assert found[str(tmp_path / "pipe")] == "not a file"
+    assert found[str(tmp_path / r"\udcff\x1b[31m.png")] == found[str(folder / "00.png")]
     assert len([line for line in lines if str(broken) in line]) == 6
 
 

@@ -1,4 +1,4 @@
-"""The page about repeats: what is in it, and how it looks in a browser."""
+"""The report: its content, and its look in a browser."""
 
 import base64
 import io
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 
 class Page(HTMLParser):
-    """Elements with their attributes, and the text."""
+    """The elements of a page with their attributes, and its text."""
 
     def __init__(self, text):
         super().__init__()
@@ -38,7 +38,7 @@ class Page(HTMLParser):
 def page(tracked):
     driver = Driver(tracked.folder, "report", "linear", "cnn", "--output", "page.html")
     assert driver.wait() == 0, driver.output()
-    assert re.search(r"written to page.html \(\d.\d MB\), and tracked with linear, cnn\n", driver.output())
+    assert re.search(r"written to page.html \(\d.\d MB\), and logged with linear, cnn\n", driver.output())
     return (tracked.folder / "page.html").read_text()
 
 
@@ -52,7 +52,7 @@ def test_page_says_what_was_measured(tracked, page):
     for name in ("linear", "cnn"):
         values = [run.data.metrics["test/acc"] for run in children if run.data.tags["experiment"] == name]
         assert str(summarise(values)) in text
-    assert "too few seeds to tell anything" in text
+    assert "n is too small for p < 0.05" in text
     assert f"make reproduce RUN={best.info.run_id}" in text
     assert 'make experiment EXPERIMENTS="linear cnn" SEEDS=2' in text
     for tag in ("device", "torch", "code_digest", "data_digest"):
@@ -124,8 +124,8 @@ def test_without_held_out_images_no_run_is_called_the_best(unused):
 
 def test_mistakes_cost_one_line(tracked):
     for arguments, code, message in (
-        (("report", "lineer"), 1, "lineer: no finished runs of that name"),
-        (("report", "linear", "linear"), 2, "two of linear, linear are the same repeats"),
+        (("report", "lineer"), 1, "lineer: no finished runs with that name"),
+        (("report", "linear", "linear"), 2, "two of linear, linear name the same runs"),
         (("report", "linear", "--output", "x.pdf"), 2, "'x.pdf' does not end in .html"),
     ):
         driver = Driver(tracked.folder, *arguments)

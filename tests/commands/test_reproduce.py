@@ -1,4 +1,4 @@
-"""Reproductions of tracked runs through the command line: identical, or what differs and what differs around it."""
+"""Reproductions of tracked runs through the command line: identical, or what differs, and in which context."""
 
 import hashlib
 import json
@@ -45,7 +45,7 @@ def test_a_run_is_identical_when_trained_again(tracked, name):
 
 @pytest.fixture
 def copied(tracked, tmp_path):
-    """The tracked folder at another place, relocated, and its run linear-seed0."""
+    """A relocated copy of the tracked folder, its client and its run linear-seed0."""
     folder = shutil.copytree(tracked.folder, tmp_path / "copied")
     assert cifar_lab(folder, "relocate")[0] == 0
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
@@ -54,7 +54,7 @@ def copied(tracked, tmp_path):
 
 
 def edit_config(client, run, old, new):
-    """As if the run had had another config: its artifact is changed, and the digest that belongs to it."""
+    """Change the tracked config of a run, and its digest."""
     file = Path(run.info.artifact_uri) / "config.toml"
     text = file.read_text()
     assert old in text
@@ -111,7 +111,7 @@ def test_what_was_changed_behind_a_run_is_refused(copied):
     damaged = f"cifar_lab: the artifact config.toml of {name} is damaged\n"
     assert cifar_lab(folder, "reproduce", run.info.run_id) == (1, damaged)
     config.unlink()
-    gone = f"cifar_lab: the artifact config.toml of {name} is gone\n"
+    gone = f"cifar_lab: the artifact config.toml of {name} is missing\n"
     assert cifar_lab(folder, "reproduce", run.info.run_id) == (1, gone)
 
     (other,) = client.search_runs([run.info.experiment_id], "attributes.run_name = 'linear-seed1'")
@@ -120,7 +120,7 @@ def test_what_was_changed_behind_a_run_is_refused(copied):
     assert cifar_lab(folder, *predict)[0] == 0
     checkpoint = Path(other.info.artifact_uri) / "checkpoints" / "last.ckpt"
     kept, others = checkpoint.read_bytes(), (artifacts / "checkpoints" / "last.ckpt").read_bytes()
-    foreign = f"the weights in the checkpoint of linear-seed1 ({other.info.run_id}) are not those of the run"
+    foreign = f"the weights in the checkpoint of linear-seed1 ({other.info.run_id}) are not those that the run logged"
     broken = f"the checkpoint of linear-seed1 ({other.info.run_id}) is damaged ("
     for content, reason in ((kept[:5000] + b"x" + kept[5001:], foreign), (others, foreign), (kept[:5000], broken)):
         checkpoint.write_bytes(content)
@@ -146,7 +146,7 @@ def test_other_images_than_those_of_the_run_are_refused(unused):
         True,
     )
     assert re.search(
-        rf"\(digest {digest[:12]}\) than \S+images has: CIFAR-10 \(PNG copy\) \(digest [0-9a-f]{{12}}\)$", output
+        rf"\(digest {digest[:12]}\) than those in \S+images: CIFAR-10 \(PNG copy\) \(digest [0-9a-f]{{12}}\)$", output
     )
     shutil.move(unused / "data", unused / "moved")
     code, output = cifar_lab(unused, "report", "linear", CIFAR_LAB_DATA=str(images))  # the cache is gone
@@ -158,14 +158,14 @@ def test_other_images_than_those_of_the_run_are_refused(unused):
     assert code == 0, output
 
 
-def test_what_differs_around_two_runs_is_listed(tracked):
+def test_the_differing_context_of_two_runs_is_listed(tracked):
     first, second = run_of(tracked, "linear-seed0"), run_of(tracked, "cnn-seed0")
     verdict = compare_runs(tracked.client, first, second, 0.0)
     assert not verdict.holds
-    around = "; ".join(verdict.around)
+    context = "; ".join(verdict.context)
     for setting in ("model.kind: linear tracked, cnn now", "model.depth: None tracked, 2 now"):
-        assert setting in around
-    assert "images" not in around
+        assert setting in context
+    assert "images" not in context
     assert compare_runs(tracked.client, first, first, 0.0).holds
 
 

@@ -20,7 +20,7 @@ def page(browser):
 
 @pytest.fixture(scope="module")
 def ui(tracked):
-    """What `cifar_lab ui` prints, while it runs on a free port."""
+    """The output of `cifar_lab ui`, which runs on a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

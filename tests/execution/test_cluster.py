@@ -1,4 +1,4 @@
-"""Runs on a Ray cluster of two nodes, here two groups of processes on one machine, tracked on a server."""
+"""Runs on a Ray cluster of two nodes, which are groups of processes on one machine, tracked on a server."""
 
 import os
 import signal
@@ -44,7 +44,7 @@ def nodes():
 
 @pytest.fixture
 def alone(tracked, tmp_path_factory):
-    """What is recorded of the same runs without a cluster."""
+    """The record of the same runs without a cluster."""
     folder = tmp_path_factory.mktemp("alone")
     (folder / "data").symlink_to(tracked.folder / "data")
     driver = Driver(folder, *RUNS, "--jobs", "1")
@@ -92,7 +92,7 @@ def test_ctrl_c_and_a_node_that_dies_cost_no_run_and_no_bit(nodes, alone, unused
 
 
 class Ray:
-    """A stand-in for the library: nodes with two CPUs, tasks done at once in this process."""
+    """A fake of the library: nodes with two CPUs; tasks run at once in this process."""
 
     init = put = cancel = wait = staticmethod(lambda *arguments, **named: arguments[0] if arguments else None)
 
@@ -115,9 +115,9 @@ class Ray:
 
 @pytest.fixture
 def on_ray(workplace, monkeypatch, capsys):
-    """Runs a command with the stand-in; gives its exit code and the last line that it wrote."""
+    """A function that runs a command with the fake; returns its exit code and the last line of its output."""
     monkeypatch.setitem(sys.modules, "ray", Ray())
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")  # where nobody answers
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")  # nothing listens there
 
     def run(*arguments):
         try:
@@ -131,28 +131,31 @@ def on_ray(workplace, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_what_fails_on_a_node_is_told_in_a_line(on_ray, empty_server, monkeypatch):
+def test_a_failure_on_a_node_costs_one_line(on_ray, empty_server, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_server)
     linear = ("experiment", str(EXPERIMENTS / "linear.toml"), "--data", "digits", "--seeds", "1", "--epochs", "1")
     with locks.claim_cluster():
-        taken = "cifar_lab: an experiment of this folder is running on a cluster; wait for it, or stop it"
+        taken = "cifar_lab: an experiment of this folder is running on a cluster; wait for it or stop it"
         assert on_ray(*linear, "--cluster", "auto") == (1, taken)
     code, line = on_ray(*linear, "--cluster", "auto", "--set", "optim.learning_rate=1e38")
     assert code == 1
     assert line.startswith("linear-seed0 failed: train loss is")
 
 
-def test_mistakes_are_told_in_a_line(on_ray, monkeypatch):
-    for arguments, told in [
-        (["--gpus", "1"], "--gpus is what a run takes of a --cluster"),
-        (["--gpus", "1.5"], "neither a whole number of GPUs nor a part of one"),
+def test_mistakes_cost_one_line(on_ray, monkeypatch):
+    for arguments, message in [
+        (["--gpus", "1"], "--gpus is only for --cluster"),
+        (["--gpus", "1.5"], "neither a whole number of GPUs nor a fraction of one"),
         (["--cluster", "auto", "--jobs", "2"], "leave out --jobs and --accelerator"),
         (["--cluster", "127.0.0.1:1"], "no Ray cluster at 127.0.0.1:1: "),
-        (["--cluster", "auto", "--gpus", "0.5"], "no node of the cluster has what a run needs: CPUs 1, GPUs 0.5"),
+        (
+            ["--cluster", "auto", "--gpus", "0.5"],
+            "no node of the cluster has the resources for a run: CPUs 1, GPUs 0.5",
+        ),
     ]:
         code, line = on_ray(*RUNS, *arguments)
         assert code in (1, 2)
-        assert told in line
+        assert message in line
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     line = "--cluster: set MLFLOW_TRACKING_URI to a server that all nodes reach"
     assert line in on_ray(*RUNS, "--cluster", "auto")[1]

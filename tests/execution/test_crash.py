@@ -1,4 +1,4 @@
-"""A process that dies after any of its writes: the next start ends with what an undisturbed run has, once."""
+"""Wherever a process dies between its writes, the next start ends with the record of an uninterrupted run, once."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""The main job through the command line, on digits, read back through MLflow."""
+"""Experiments on digits through the command line, read back through MLflow."""
 
 import csv
 import io
@@ -250,7 +250,7 @@ def test_without_held_out_images_there_is_a_result_and_no_choice(unused):
     assert not client.search_registered_models()
     for command, code, message in (
         (("best",), 0, "no images held out, so there is nothing to choose by"),
-        (("compare", "cnn", "--metric", "val/acc"), 2, "--metric val/acc: cnn has none"),
+        (("compare", "cnn", "--metric", "val/acc"), 2, "--metric val/acc: not logged for cnn"),
         (("compare", "cnn", "--metric", "test/acc_tta"), 0, "drawn in comparison.png"),
         (("reproduce", children[0].info.run_id), 0, "identical: every metric of every epoch, and the weights"),
     ):

@@ -1,4 +1,4 @@
-"""`pairs` through the command line: three digits, one classifier for all and one for each pair."""
+"""`pairs` through the command line: one classifier for three digits, and one for each pair of them."""
 
 import csv
 import re
@@ -33,7 +33,7 @@ def test_pairs_are_trained_beside_one_model_of_all_classes_and_compared(unused):
     answer = driver.output().splitlines()[-1]
     found = re.search(r"linear-pairs ([\d.]+) ± .*, linear ([\d.]+) ± .*; difference ([+-][\d.]+) points.*p = ", answer)
     assert [float(text) for text in found.groups()] == pytest.approx([*means, means[0] - means[1]], abs=0.006)
-    assert "n = 3 paired: too few seeds to tell anything" in answer
+    assert "n = 3 paired: n is too small for p < 0.05" in answer
 
     tables = []
     for run in [*children, parent]:
@@ -51,8 +51,8 @@ def test_pairs_are_trained_beside_one_model_of_all_classes_and_compared(unused):
     best = client.get_model_version_by_alias("digits-1-3-8", "champion").run_id
     for command, code, message in (
         (("reproduce", best), 0, "identical: every metric of every epoch, and the weights"),
-        (("compare", "linear", "linear-pairs"), 0, "too few seeds to tell anything"),
-        ((*ARGUMENTS, *CLASSES, "--set", "model.one_vs_one=true"), 2, "model.one_vs_one is what pairs adds"),
+        (("compare", "linear", "linear-pairs"), 0, "n is too small for p < 0.05"),
+        ((*ARGUMENTS, *CLASSES, "--set", "model.one_vs_one=true"), 2, "pairs sets model.one_vs_one itself"),
         ((*ARGUMENTS, "--set", "data.classes=['1', 'x']"), 2, "scikit-learn digits has no class x; it has: 0, 1, 2"),
     ):
         driver = Driver(unused, *command)

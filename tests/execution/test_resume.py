@@ -1,4 +1,4 @@
-"""Experiments that are killed, interrupted, doubled or cut off: nothing is lost, nothing is there twice."""
+"""Experiments that are killed, interrupted, started twice or disconnected: nothing is lost or duplicated."""
 
 import contextlib
 import os
@@ -43,7 +43,7 @@ def epochs_logged(client, name):
 
 
 def wait_for_more(driver, client, name="%"):
-    """Until one more epoch of these runs is logged."""
+    """Wait until one more epoch of these runs is logged."""
     before, deadline = epochs_logged(client, name), time.monotonic() + 60
     while epochs_logged(client, name) == before:
         assert driver.process.is_alive(), driver.output()
@@ -53,7 +53,7 @@ def wait_for_more(driver, client, name="%"):
 
 @pytest.fixture(scope="module")
 def undisturbed(tracked, tmp_path_factory):
-    """What is recorded of an experiment that nothing disturbs."""
+    """The record of an uninterrupted experiment."""
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "data").symlink_to(tracked.folder / "data")
     driver = Driver(folder, *REPEATS)
@@ -93,7 +93,7 @@ def test_a_killed_worker_costs_no_run(undisturbed, unused):
     worker = next(process for process in processes_in(unused) if process != driver.process.pid)
     os.kill(worker, signal.SIGKILL)
     assert driver.wait() == 0, driver.output()
-    assert "a worker process died; its runs go on in new ones" in driver.output()
+    assert "a worker process died; its runs continue in new ones" in driver.output()
     assert recorded(client_of(unused)) == undisturbed
 
 
@@ -122,7 +122,7 @@ def test_a_damaged_checkpoint_costs_its_run_a_new_start(undisturbed, unused):
     checkpoint.write_bytes(content)
     driver = Driver(unused, *REPEATS)
     assert driver.wait() == 0, driver.output()
-    assert "the checkpoint of cnn-seed0 is damaged, so it starts anew" in driver.output()
+    assert "the checkpoint of cnn-seed0 is damaged, so it starts over" in driver.output()
     client_of(unused).delete_run(run.info.run_id)
     assert recorded(client_of(unused)) == undisturbed
 
@@ -208,7 +208,7 @@ def test_16_processes_make_one_database_and_lose_nothing(tmp_path):
 
 
 class Line:
-    """A connection to a server that can be cut; the first answer to what has `lose` in it never arrives."""
+    """A proxy whose connections can be cut; it drops the first answer to a request that contains `lose`."""
 
     def __init__(self, port, lose):
         self.to, self.port, self.open, self.lose, self.deaf = port, free_port(), [], lose, None
@@ -254,7 +254,7 @@ def test_an_absent_server_costs_nothing_if_it_returns_and_one_line_if_not(undist
     wait_for_more(driver, direct, "linear-seed0")
     line.cut()
     time.sleep(5)
-    line.restore()  # it returns, the runs go on
+    line.restore()  # the runs continue
     wait_for_more(driver, direct, "cnn-seed0")
     driver.process.kill()
     driver.process.join()

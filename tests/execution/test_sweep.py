@@ -1,4 +1,4 @@
-"""Sweeps through the command line, on digits: killed, continued, with every trial accounted for."""
+"""Sweeps on digits through the command line: killed and continued, with every trial accounted for."""
 
 import os
 import random
@@ -74,7 +74,7 @@ def test_trials_that_cannot_be_read_cost_one_line(workplace):
 
 
 def finished(folder, study_name):
-    """The trials of a finished sweep in Optuna and, by number, their runs in MLflow, which have to agree."""
+    """Checks that Optuna's trials and MLflow's runs of a finished sweep agree; returns trials, runs and parent."""
     study = optuna.load_study(study_name=study_name, storage=f"sqlite:///{folder / 'optuna.db'}")
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     experiment_id = client.get_experiment_by_name("digits").experiment_id
@@ -144,7 +144,10 @@ def test_a_sweep_killed_twice_ends_with_every_trial_accounted_for(unused):
     assert "0 of 12 trials to go" in again.output()
     text = (unused / "experiments" / f"{name}.toml").read_text()
     assert (text, [run.to_dictionary() for run in finished(unused, name)[1].values()]) == before
-    for command, message in ((("best",), "no run has finished"), (("compare", name), "no finished runs of that name")):
+    for command, message in (
+        (("best",), "no run has finished"),
+        (("compare", name), "no finished runs with that name"),
+    ):
         driver = Driver(unused, *command)
         assert driver.wait() == 1
         assert message in driver.output()
@@ -161,7 +164,7 @@ def test_failed_trials_count_and_a_second_sweep_at_once_is_refused(unused):
     assert driver.wait() == 1, driver.output()
     assert len(re.findall(r"trial \d failed: train loss is (?:nan|inf) at epoch 1, step \d+", driver.output())) == 2
     assert "2 trials: 2 fail" in driver.output()
-    assert "no trial was completed, so there is no best one" in driver.output()
+    assert "no trial was completed, so there is no best trial" in driver.output()
     assert not (unused / "experiments").exists()
 
 

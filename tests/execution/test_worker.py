@@ -1,4 +1,4 @@
-"""Mistakes of our own: the run is FAILED with the traceback, one line tells it, and --debug shows where it is."""
+"""Bugs: the run is FAILED and keeps the traceback, one line is printed, and --debug shows the traceback."""
 
 import os
 import sys
@@ -20,7 +20,7 @@ from cifar_lab.training.train import resolve_config
 
 @pytest.fixture
 def planned(workplace):
-    """What a worker gets for a run of the linear model."""
+    """Client, plan and worker's arguments for a run of the linear model."""
     dataset, _ = load_dataset("digits")
     config = resolve_config(load_config(str(EXPERIMENTS / "linear.toml"), ["trainer.epochs=1"]), dataset, "fp32")
     client = store.connect(make=True)
@@ -33,7 +33,7 @@ def run_of(client, item):
     return run
 
 
-def test_an_error_of_ours_is_kept_with_the_run(planned, monkeypatch):
+def test_the_traceback_of_a_bug_is_kept_with_the_run(planned, monkeypatch):
     client, item, call = planned
     line = r"^KeyError: 'no such key' \(the run's artifact error\.txt has the traceback\); start again to continue$"
     with monkeypatch.context() as patch:
@@ -58,10 +58,10 @@ def test_an_error_before_there_is_a_run_names_no_artifact(planned, monkeypatch):
 
 
 @pytest.mark.parametrize("debug", [False, True])
-def test_the_command_line_tells_it_in_a_line_and_where_with_debug(monkeypatch, capsys, caplog, debug):
+def test_a_bug_costs_one_line_and_a_traceback_with_debug(monkeypatch, capsys, caplog, debug):
     monkeypatch.setattr(best, "run", lambda options: {}["\x1b[31m"])
     assert main(["best", *["--debug"] * debug]) == 1
-    line = "cifar_lab: KeyError: '\\x1b[31m' (a mistake of cifar_lab, please report it; --debug shows where it is)\n"
+    line = "cifar_lab: KeyError: '\\x1b[31m' (a bug in cifar_lab, please report it; --debug shows the traceback)\n"
     assert capsys.readouterr().err == line
     assert ("in <lambda>" in caplog.text) == debug
 
@@ -94,7 +94,7 @@ def test_nobody_reading_is_no_mistake(monkeypatch, capsys, lines):
     assert capsys.readouterr().err == ""
 
 
-def test_a_broken_pipe_to_something_else_is_told(monkeypatch, capsys):
+def test_other_broken_pipes_are_reported(monkeypatch, capsys):
     def show(options):
         raise BrokenPipeError("of a worker")
 

@@ -10,7 +10,7 @@ from torch import nn
 from cifar_lab.config import OptimConfig, load_config
 from cifar_lab.data.cache import load_dataset
 from cifar_lab.data.selection import split_train
-from cifar_lab.networks.build import Probabilities, make_model
+from cifar_lab.networks.build import Predictor, make_model
 from cifar_lab.networks.cnn import CNN, identity_convolution, whitening_filters
 from cifar_lab.networks.linear import LogisticRegression
 from cifar_lab.training.augmentation import resize
@@ -117,6 +117,6 @@ def test_loss_and_confusion_of_four_rows_worked_by_hand():
 def test_served_probabilities_are_the_softmax_of_the_logits(images):
     model = CNN(*COMMON, directions=5, widths=(4, 4, 4), depth=1).eval()
     for side in 32, 24:
-        probabilities = Probabilities(model, side).eval()(images)
+        probabilities = Predictor(model, side).eval()(images)
         torch.testing.assert_close(probabilities.sum(1), torch.ones(5))
         torch.testing.assert_close(probabilities, model(resize(images, side)).softmax(1))

@@ -1,4 +1,4 @@
-"""On PYTHONPATH, lets every process of a command find GPUS make-believe GPUs, or one that has no driver."""
+"""On PYTHONPATH, it gives every process GPUS simulated GPUs, or one without a driver (GPUS=broken)."""
 
 import importlib.abc
 import importlib.util
@@ -10,7 +10,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 
 class After(importlib.abc.MetaPathFinder):
-    """Calls a function once a module was imported."""
+    """Calls a function after the import of a module."""
 
     def __init__(self, module, call):
         self.module, self.call = module, call

@@ -1,4 +1,4 @@
-"""What people do to runs in MLflow's UI: nothing of it ends a command in a traceback, or in a false result."""
+"""Edits in MLflow's UI lead neither to tracebacks nor to wrong results."""
 
 import re
 import shutil
@@ -95,7 +95,7 @@ def test_of_two_sets_with_one_hash_one_can_be_chosen(copied):
     second = named(client, experiment_id, "linear")
     client.restore_run(first)
     output = cifar_lab(folder, "compare", "linear", code=1)
-    assert re.search(r"linear names 2 sets of repeats; give the run id of one: [0-9a-f]{32} .*, [0-9a-f]{32} ", output)
+    assert re.search(r"linear names 2 experiments; give the run id of one: [0-9a-f]{32} .*, [0-9a-f]{32} ", output)
     assert {first, second} <= set(re.findall("[0-9a-f]{32}", output))
     cifar_lab(folder, "compare", second)
     assert "linear: 0 of 2 runs to train" in cifar_lab(folder, *EXPERIMENT, "2")
@@ -114,7 +114,7 @@ mlflow.pytorch.log_model(torch.nn.Linear(2, 2), name="model", metadata={{"classe
     output = cifar_lab(folder, "predict", "picture.png", "--model", "models:/theirs/1", code=1)
     assert (
         output
-        == "cifar_lab: models:/theirs/1 was not registered by cifar_lab: it is no exported model with its classes\n"
+        == "cifar_lab: models:/theirs/1 was not registered by cifar_lab: it is not an exported model with classes\n"
     )
     shutil.rmtree(next((folder / "mlruns").glob("digits/models/*/artifacts/data/model.pth")).parents[1])
     output = cifar_lab(folder, "predict", "picture.png", "--model", "models:/theirs/1", code=1)

@@ -1,4 +1,4 @@
-"""What is recorded of the code that a run was trained by."""
+"""The record of the code that trained a run."""
 
 import subprocess
 

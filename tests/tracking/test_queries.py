@@ -128,7 +128,7 @@ def test_the_table_of_many_seeds_has_the_statistics_first_and_fits(client, exper
     lines = table.splitlines()
     assert lines[2] == "| **mean** | 0.2495 | 0.2495 | 0.2495 |"
     assert lines[5] == "| 0 | 0.0000 | 0.0000 | 0.0000 |"
-    assert lines[-1] == "and 400 seeds more"
+    assert lines[-1] == "and 400 more seeds"
     assert len(table) < 8000
 
 

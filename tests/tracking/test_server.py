@@ -1,4 +1,4 @@
-"""The tracking server for many people, made by the commands of docs/server.md on a PostgreSQL of the tests' own."""
+"""The tracking server for a team, started by the commands of docs/server.md on a temporary PostgreSQL."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ ADA = {"MLFLOW_TRACKING_USERNAME": "ada", "MLFLOW_TRACKING_PASSWORD": "at-least-
 
 
 def commands(heading):
-    """The indented lines below a heading of the document, packages left out."""
+    """The indented lines below a heading of the document, without the installation of packages."""
     text = (REPOSITORY / "docs" / "server.md").read_text()
     section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     lines = [line[4:] for line in section.splitlines() if line.startswith("    ")]
@@ -33,7 +33,7 @@ def commands(heading):
 
 @pytest.fixture(scope="module")
 def postgresql():
-    """Environment in which psql and createdb reach a PostgreSQL that is empty, and asks for passwords over TCP."""
+    """Environment for psql and createdb to reach an empty PostgreSQL, which asks for passwords over TCP."""
     folder, port = Path(tempfile.mkdtemp()), free_port()  # not below pytest's folders, which only their owner enters
     if ROOT:
         shutil.chown(folder, "postgres")
@@ -53,7 +53,7 @@ def postgresql():
 
 @pytest.fixture(scope="module")
 def server(postgresql, tracked, tmp_path_factory):
-    """Address of a server that has moved in with the runs of `tracked`."""
+    """Address of a server to which the runs of `tracked` were moved."""
     folder, port, bin = tmp_path_factory.mktemp("server"), free_port(), Path(sys.executable).parent
     address = f"http://127.0.0.1:{port}"
     setup, serve, users = commands("On Debian").partition("make server HOST=0.0.0.0\n")
@@ -110,10 +110,10 @@ def test_runs_that_moved_in_are_complete_and_more_are_added_by_another_user(serv
     assert champion.run_id == best.info.run_id
 
 
-def test_who_is_not_known_is_told_so_in_one_line(server, unused):
+def test_a_refused_login_costs_one_line(server, unused):
     driver = Driver(unused, *experiment_arguments("--seeds", "1"), MLFLOW_TRACKING_URI=server)
     assert driver.wait() == 1
-    said = f"cifar_lab: cannot open the runs: {server} does not know you; set MLFLOW_TRACKING_USERNAME and"
+    said = f"cifar_lab: cannot open the runs: {server} refused the login; set MLFLOW_TRACKING_USERNAME and"
     assert driver.output().splitlines()[-1].startswith(said)
 
 
@@ -127,10 +127,10 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("database", "line"), MISTAKES)
-def test_what_is_wrong_with_the_database_is_told_in_one_line(server, postgresql, unused, database, line):
+def test_errors_of_the_database_cost_one_line(server, postgresql, unused, database, line):
     uri = database.format(port=postgresql["PGPORT"])
     driver = Driver(unused, "server", "--port", str(free_port()), MLFLOW_BACKEND_STORE_URI=uri)
     assert driver.wait() == 1
-    (told,) = driver.output().splitlines()
-    assert line in told
-    assert "choose-one" not in told
+    (printed,) = driver.output().splitlines()
+    assert line in printed
+    assert "choose-one" not in printed

@@ -1,4 +1,4 @@
-"""Where the runs are, after their folder was moved."""
+"""The store: its place, moved folders, and errors in one line."""
 
 import errno
 import json
@@ -37,11 +37,11 @@ def test_artifacts_follow_a_moved_folder(workplace, tmp_path, monkeypatch):
     shutil.move(workplace, moved)
     enter(moved, monkeypatch)
 
-    message = f"this folder was {old} when its runs were made; make relocate lets them follow"
+    message = f"the runs were made in {old}, before this folder was moved; run make relocate"
     with pytest.raises(UserError) as caught:
         store.connect()
     assert str(caught.value) == message
-    assert store.relocate() == f"artifacts of {old}/mlruns are now found in {moved}/mlruns"
+    assert store.relocate() == f"artifacts from {old}/mlruns are now found in {moved}/mlruns"
     assert store.relocate() == f"nothing to do: artifacts are in {moved}/mlruns"
 
     client = store.connect()
@@ -55,7 +55,7 @@ def test_artifacts_follow_a_moved_folder(workplace, tmp_path, monkeypatch):
 
 
 def enter(folder, monkeypatch):
-    """As a new process there."""
+    """Behave like a new process in `folder`."""
     monkeypatch.chdir(folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")  # which MLflow itself has set
 
@@ -128,7 +128,7 @@ def test_a_damaged_identity_is_made_anew(workplace, content):
 def test_what_stands_where_runs_are_kept_is_named(workplace):
     for name in "mlruns", "checkpoints":
         (workplace / name).symlink_to("nowhere")
-        with pytest.raises(UserError, match=f"{workplace}/{name} is no folder, but runs are to be kept there"):
+        with pytest.raises(UserError, match=f"{workplace}/{name} is not a folder, but runs are stored there"):
             store.connect(make=True)
         (workplace / name).unlink()
 
@@ -164,7 +164,7 @@ def test_a_proxy_that_takes_what_is_local_is_named(workplace, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     monkeypatch.setenv("http_proxy", "http://me:secret@proxy:3128")
     error = MlflowException("API request to http://127.0.0.1 failed with exception Max retries exceeded")
-    proxy = ", asked through the proxy http://proxy:3128; NO_PROXY=127.0.0.1 goes around it"
+    proxy = " through the proxy http://proxy:3128; NO_PROXY=127.0.0.1 bypasses it"
     assert store.explain(error) == f"no answer from the tracking server http://127.0.0.1:5000{proxy}"
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     assert store.explain(error) == "no answer from the tracking server http://127.0.0.1:5000"
@@ -173,9 +173,9 @@ def test_a_proxy_that_takes_what_is_local_is_named(workplace, monkeypatch):
 EXPLAINED = [
     (OSError(errno.ENOSPC, "No space left on device"), "{here}: No space left on device"),
     (OSError(errno.ENOSPC, "No space left on device", "from", None, "to"), "to: No space left on device"),
-    (FileNotFoundError(errno.ENOENT, "a mistake of ours", "x"), ""),
-    (ValueError("a mistake of ours"), ""),
-    (MlflowException("a mistake of ours"), ""),
+    (FileNotFoundError(errno.ENOENT, "a bug", "x"), ""),
+    (ValueError("a bug"), ""),
+    (MlflowException("a bug"), ""),
     (MlflowException("Run 'x' not found", 5), ""),
     (MlflowException("Run 'x' not found", RESOURCE_DOES_NOT_EXIST), "http://host: Run 'x' not found"),
     (requests.HTTPError("500 Server Error"), "http://host: 500 Server Error"),
@@ -189,14 +189,14 @@ EXPLAINED = [
     ),
     (
         MlflowException("API request to endpoint /api failed with error code 401 != 200"),
-        "http://host does not know you; set MLFLOW_TRACKING_USERNAME",
+        "http://host refused the login; set MLFLOW_TRACKING_USERNAME",
     ),
     (MlflowException("autoflush\n(sqlite3.OperationalError) database is locked\n[SQL: ..."), "http://host: (sqlite3."),
 ]
 
 
 @pytest.mark.parametrize(("error", "line"), EXPLAINED)
-def test_what_disk_or_server_did_is_told_in_one_line_without_passwords(workplace, monkeypatch, error, line):
+def test_errors_of_disk_and_server_are_explained_in_one_line_without_passwords(workplace, monkeypatch, error, line):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@host")
     explained = store.explain(error)
     assert explained.startswith(line.format(here=workplace)) if line else explained == ""

@@ -53,7 +53,7 @@ def test_order_and_augmentation_depend_on_seed_and_epoch_alone():
 
 
 def find_augmentation(images, batches, translate):
-    """Of every image, by label: the shift and whether it is mirrored, found by trying all."""
+    """By label, the shift of every image and whether it is mirrored, found by exhaustive search."""
     side, seen = 2 * translate + 1, {}
     augmented, labels = next(iter(batches))
     for image, label in zip(augmented.numpy(), labels.tolist(), strict=True):

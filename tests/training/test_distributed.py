@@ -79,7 +79,7 @@ def test_the_first_process_ends_the_training_of_all(digits, tmp_path):
     assert result.model.confusion["test"].sum() == len(digits.labels["test"])
 
 
-def test_what_goes_wrong_is_told_by_the_first_process(digits, tmp_path):
+def test_errors_are_reported_by_the_first_process(digits, tmp_path):
     config = config_of("linear", digits, "optim.learning_rate=1e38", "trainer.devices=2")
     with pytest.raises(Diverged, match=r"train loss is (nan|inf) at epoch 1, step \d+ of \d+; try a smaller"):
         train(config, 0, digits, tmp_path / "run", "cpu")

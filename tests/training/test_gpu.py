@@ -1,4 +1,4 @@
-"""Runs on a make-believe GPU (see make_believe), on several, and on a machine whose GPU is broken."""
+"""Runs on simulated GPUs (see make_believe): one, several, and one without a driver."""
 
 import os
 import shutil
@@ -75,7 +75,7 @@ def test_the_make_believe_gpu_refuses_and_waits_as_a_real_one(gpu):
 
 
 class NoWaits(Callback):
-    """From the first batch of an epoch to the last one, nothing may wait for the GPU."""
+    """Fails if anything between the first and last batch of an epoch waits for the GPU."""
 
     def on_train_batch_start(self, *_):
         torch.cuda.set_sync_debug_mode("error")
@@ -114,7 +114,7 @@ def test_small_images_are_those_of_the_cpu_to_one_grey_level(digits, gpu):
     assert (here.int() - there.int()).abs().max() <= 1
 
 
-def test_fp32_is_whole_and_memory_that_is_short_is_told_in_a_line(digits, tmp_path, gpu):
+def test_fp32_is_exact_and_short_memory_costs_one_line(digits, tmp_path, gpu):
     class Full(Callback):
         def on_train_batch_start(self, *_):
             assert not torch.backends.cudnn.allow_tf32
@@ -218,19 +218,19 @@ def wait_for_the_dead(log, *body):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("body", "told"), [((os._exit,), "one of its processes died"), ((divmod, 0), "ZeroDivisionError")]
+    ("body", "message"), [((os._exit,), "one of its processes died"), ((divmod, 0), "ZeroDivisionError")]
 )
-def test_a_rank_that_waits_for_a_dead_one_is_ended(tmp_path, body, told):
+def test_a_rank_that_waits_for_a_dead_one_is_killed(tmp_path, body, message):
     process = WARM.Process(target=wait_for_the_dead, args=(tmp_path / "log", *body))
     process.start()
     process.join(60)
     assert process.exitcode == 1
-    assert told in (tmp_path / "log").read_text()
+    assert message in (tmp_path / "log").read_text()
 
 
 @pytest.fixture
 def short_check(gpu, workplace, monkeypatch):
-    """What check-gpu does, with a network and numbers of images that suit a CPU."""
+    """Make check-gpu small enough for a CPU."""
     shutil.copytree(EXPERIMENTS, workplace / "experiments")
     monkeypatch.setenv("PYTHONPATH", str(SITE))  # of the process that is killed
     monkeypatch.setenv("GPUS", "1")
@@ -240,24 +240,24 @@ def short_check(gpu, workplace, monkeypatch):
 
 
 @pytest.mark.slow
-def test_check_gpu_tells_what_holds(short_check, capsys):
+def test_check_gpu_reports_passed_checks(short_check, capsys):
     assert main(["check-gpu"]) == 0
     header, _, *rows, last = capsys.readouterr().out.splitlines()
-    assert header == "| check | holds | what was seen |"
+    assert header == "| check | passed | result |"
     assert last == "0 of 11 checks failed"
     table = {what: (holds, seen) for what, holds, seen in (row.strip("| ").split(" | ") for row in rows)}
     assert {holds for holds, _ in table.values()} == {"yes"}
-    assert "device Make-believe GPU, tf32 off" in table["it is found"][1]
-    first = table["cnn: the first step's loss and gradients are the CPU's"][1]
-    assert first == "largest difference of a gradient 0.0e+00 of the largest in its tensor"
-    digest = table["cnn, fp32: killed and continued, the same digest"][1]
+    assert "device Make-believe GPU, tf32 off" in table["GPU found"][1]
+    first = table["cnn: loss and gradients of the first step as on the CPU"][1]
+    assert first == "largest difference of gradients 0.0e+00, relative to the largest in the tensor"
+    digest = table["cnn, fp32: same weights if killed and continued"][1]
     assert "of 3 epochs" in digest
-    assert "difference +0.00 to +0.00 points" in table["cnn: 2 seeds give the CPU's test accuracy"][1]
+    assert "difference +0.00 to +0.00 points" in table["cnn: test accuracy over 2 seeds as on the CPU"][1]
     assert ", 0 waits for the GPU per step, " in table["cnn, fp32: speed"][1]
 
 
 @pytest.mark.slow
-def test_check_gpu_tells_what_does_not_hold(short_check, capsys, monkeypatch):
+def test_check_gpu_reports_failed_checks(short_check, capsys, monkeypatch):
     monkeypatch.setattr(check_gpu, "MARGIN", -1.0)
     monkeypatch.setattr(check_gpu._GPU, "checks", lambda self: [("accuracy", lambda: self.equivalent("linear"))])
     assert main(["check-gpu"]) == 1
@@ -284,7 +284,7 @@ if {load}:  # as a user of MLflow alone does
 
 
 def run(folder, gpus, *commands, load=False):
-    """One process that runs some commands, on a machine with so many make-believe GPUs; what they print."""
+    """Output and errors of a process that runs commands on a machine with `gpus` simulated GPUs."""
     environment = {k: v for k, v in os.environ.items() if k not in ("CIFAR_LAB_DATA", "MLFLOW_TRACKING_URI")}
     environment |= {"PYTHONPATH": str(SITE), "GPUS": gpus}
     code = ASK.format(commands=[*map(list, commands)], load=load)

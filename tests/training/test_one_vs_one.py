@@ -9,7 +9,7 @@ from sklearn.multiclass import OneVsOneClassifier
 
 from cifar_lab.config import OptimConfig
 from cifar_lab.training.classifier import Classifier
-from cifar_lab.training.one_vs_one import PairCoupling, count_pairs
+from cifar_lab.training.one_vs_one import PairwiseCoupling, count_pairs
 
 SCORES = torch.tensor([[2.0, -1.0, 0.5, 1.5, -2.0, 0.1], [0.3, 3.0, -0.2, 0.7, 0.0, -1.0]])  # of the pairs of 4 classes
 
@@ -17,12 +17,12 @@ SCORES = torch.tensor([[2.0, -1.0, 0.5, 1.5, -2.0, 0.1], [0.3, 3.0, -0.2, 0.7, 0
 def test_pairs_of_known_probabilities_give_them_back():
     probabilities = torch.distributions.Dirichlet(torch.ones(5)).sample((7,))
     scores = [(probabilities[:, i] / probabilities[:, j]).log() for i, j in combinations(range(5), 2)]
-    torch.testing.assert_close(PairCoupling(5)(torch.stack(scores, 1)).exp(), probabilities, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(PairwiseCoupling(5)(torch.stack(scores, 1)).exp(), probabilities, rtol=1e-4, atol=1e-5)
 
 
 def test_contradicting_pairs_give_the_probabilities_that_fit_them_best():
     """The objective of Wu, Lin and Weng (2004), equation 18, minimised by scipy."""
-    for row, scores in zip(PairCoupling(4)(SCORES).exp().double().numpy(), SCORES.double().numpy(), strict=True):
+    for row, scores in zip(PairwiseCoupling(4)(SCORES).exp().double().numpy(), SCORES.double().numpy(), strict=True):
         wins = np.zeros((4, 4))
         for (i, j), score in zip(combinations(range(4), 2), scores, strict=True):
             wins[i, j], wins[j, i] = 1 / (1 + np.exp(-score)), 1 / (1 + np.exp(score))
@@ -36,7 +36,7 @@ def test_contradicting_pairs_give_the_probabilities_that_fit_them_best():
 
 
 def test_loss_and_errors_of_an_image_are_of_the_pairs_of_its_class_alone():
-    coupling, labels = PairCoupling(4), torch.tensor([0, 2])
+    coupling, labels = PairwiseCoupling(4), torch.tensor([0, 2])
     own = [[2.0, -1.0, 0.5], [-3.0, -0.7, -1.0]]  # pairs 01 02 03, and 02 12 23 seen from class 2
     for smoothing in (0.0, 0.2):
         wrong = smoothing / 2
@@ -48,13 +48,13 @@ def test_loss_and_errors_of_an_image_are_of_the_pairs_of_its_class_alone():
 
 def test_an_image_trains_only_the_pairs_of_its_class():
     scores = SCORES.clone().requires_grad_()
-    PairCoupling(4).loss(scores, torch.tensor([1, 1]), 0.0).backward()
+    PairwiseCoupling(4).loss(scores, torch.tensor([1, 1]), 0.0).backward()
     trained = [1 in pair for pair in combinations(range(4), 2)]
     assert (scores.grad != 0).tolist() == [trained, trained]
 
 
 class Linear(Classifier):
-    """Of inputs that are numbers already."""
+    """A linear classifier of inputs that are not images."""
 
     def __init__(self, inputs, classes):
         super().__init__(OptimConfig(), (0.5,) * 3, (0.5,) * 3, classes, True)

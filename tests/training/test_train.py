@@ -71,7 +71,7 @@ MODELS = [("linear", "fp32"), ("cnn", "fp32"), ("cnn", "bf16")]
 
 
 def figures(result):
-    """All that a seed determines."""
+    """Everything that a seed determines."""
     epochs = [
         ({**e.metrics, "epoch_seconds": 0}, e.confusion is not None and e.confusion.tolist()) for e in result.epochs
     ]
