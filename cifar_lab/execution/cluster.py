@@ -45,7 +45,8 @@ class Cluster:
             self.lock = locks.claim_cluster().acquire(timeout=0)
         except Timeout:
             raise UserError("an experiment of this folder is running on a cluster; wait for it or stop it") from None
-        self.ray, self.gpus, self.accelerator = ray, gpus, "cuda" if gpus else "cpu"
+        self.ray: Any = ray
+        self.gpus, self.accelerator = gpus, "cuda" if gpus else "cpu"
         self._connect(address)
         with self.open(1, 1, 1) as submit:
             try:
