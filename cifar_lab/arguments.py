@@ -151,14 +151,16 @@ def _add_data_options(add: Parser) -> None:
         "--data",
         choices=("auto", "cifar10", "cifar100", "digits"),
         default="auto",
-        help="auto (default): CIFAR-10, or the stand-in digits if it can't be had; the others fail instead",
+        help="auto (default): what --data-dir holds; else CIFAR-10, or the stand-in digits if it can't be had",
     )
     add.add_argument(
         "--data-dir",
         type=Path,
         default=os.environ.get("CIFAR_LAB_DATA") or None,
-        help="folder or archive with the images; default $CIFAR_LAB_DATA, then data/, ../shared/data/, download",
+        help="folder, archive or .npz with CIFAR-10, CIFAR-100 or images of your own (<split>/<class>/* or <class>/*); "
+        "default $CIFAR_LAB_DATA, then data/, ../shared/data/, where Keras and others keep theirs, download",
     )
+    add.add_argument("--data-name", metavar="name", help="of images of your own; default: that of the folder or file")
 
 
 def _positive(text: str) -> int:

@@ -45,7 +45,10 @@ class DataConfig(Section):
     labels: Literal["fine", "coarse"] = Field("fine", description="coarse: of CIFAR-100, the superclasses")
     classes: tuple[str, ...] = Field((), strict=False, description="two or more of the data set's; all if not given")
     val_size: int | None = Field(
-        None, ge=0, le=10**9, description="images held out; a tenth of the training set if not given"
+        None,
+        ge=0,
+        le=10**9,
+        description="images held out; a tenth of the training set if not given, and one of each class at least",
     )
     split_seed: int = Field(0, ge=0, lt=1 << 32)
     flip: bool = Field(True, description="mirror every other time a training image is seen")

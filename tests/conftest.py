@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.request
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import forkserver
 
 import numpy as np
@@ -19,7 +19,8 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from cifar_lab.__main__ import main
-from cifar_lab.data.catalogue import CIFAR10
+from cifar_lab.data import search
+from cifar_lab.data.catalogue import CIFAR10, ENTRIES
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -56,12 +57,15 @@ def _own_runs():
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """An empty current directory: no data, no runs, nothing given by the environment."""
+    """An empty current directory: no data, no runs, nothing given by the environment or at home, no network."""
     folder = tmp_path / "workplace"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    monkeypatch.delenv("CIFAR_LAB_DATA", raising=False)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for name in "CIFAR_LAB_DATA", "MLFLOW_TRACKING_URI", "KERAS_HOME", "HF_HOME", "HF_HUB_CACHE":
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(search, "HOME", tmp_path / "home")
+    for name, entry in ENTRIES.items():
+        monkeypatch.setitem(ENTRIES, name, replace(entry, sources=("http://127.0.0.1:1/",)))
     return folder
 
 

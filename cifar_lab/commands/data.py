@@ -29,12 +29,14 @@ def _doubles(dataset: Dataset) -> list[str]:
 def run(options: argparse.Namespace) -> int:
     """Print a description of the data set that is meant; draw some of its training images."""
     figure = options.figure
-    source = find_source(options.data, options.data_dir)
+    source = find_source(options.data, options.data_dir, options.data_name)
     dataset = decoded(source)
     if source.fallback_reason:
         print(not_cifar10(source.fallback_reason))
     print(f"{dataset.title}, MLflow experiment {dataset.name}")
     print(f"from {source.place}, decoded in {dataset.folder}")
+    if dataset.note:
+        print(dataset.note)
     print(f"digest {dataset.digest}")
     for name, values in ("mean", dataset.mean), ("standard deviation", dataset.std):
         print(f"{name} of the training pixels, from 0 to 1: " + ", ".join(f"{value:.4f}" for value in values))

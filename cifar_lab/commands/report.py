@@ -103,7 +103,7 @@ def render(client: MlflowClient, sets: Sets) -> str:
             sample.name: config_of(client, parent).toml()
             for sample, parent in zip(sets.samples, sets.parents, strict=True)
         },
-        commands=_commands(sets, best),
+        commands=_commands(sets, best, dataset.variables),
     )
 
 
@@ -207,13 +207,13 @@ def _mistakes(dataset: Dataset, probabilities: np.ndarray) -> list[dict[str, obj
     return found
 
 
-def _commands(sets: Sets, best: Run) -> list[str]:
+def _commands(sets: Sets, best: Run, variables: str) -> list[str]:
     commit = best.data.tags.get("mlflow.source.git.commit", "unknown")
     seeds = sorted(set.union(*(set(sample.values) for sample in sets.samples)))
     count = str(len(seeds)) if seeds == [*range(len(seeds))] else ",".join(map(str, seeds))
     names = " ".join(dict.fromkeys(parent.data.tags["experiment"] for parent in sets.parents))
     return [
         *([f"git checkout {commit}"] if re.fullmatch("[0-9a-f]{40}", commit) else []),
-        f'make experiment EXPERIMENTS="{names}" SEEDS={count}',
+        f'make experiment EXPERIMENTS="{names}" SEEDS={count}{variables}',
         f"make reproduce RUN={best.info.run_id}",
     ]
