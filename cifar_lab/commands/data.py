@@ -11,7 +11,7 @@ from cifar_lab.data.search import find_source
 from cifar_lab.data.sources import not_cifar10
 from cifar_lab.files import atomic_write
 
-COLUMNS = 10  # of the picture
+COLUMNS, ROWS = 10, 100  # of the picture, at most
 
 
 def _doubles(dataset: Dataset) -> list[str]:
@@ -49,9 +49,11 @@ def run(options: argparse.Namespace) -> int:
     for line in _doubles(dataset):
         print(line)
     columns = min(COLUMNS, counts["train"].min())
-    first = [np.flatnonzero(dataset.labels["train"] == label)[:columns] for label in range(len(dataset.classes))]
+    drawn = dataset.classes[:ROWS]
+    first = [np.flatnonzero(dataset.labels["train"] == label)[:columns] for label in range(len(drawn))]
     with atomic_write(figure) as path:
         images = dataset.images["train"][np.stack(first)]
-        plot_samples(images, dataset.classes).savefig(path, format=figure.suffix[1:], dpi=110)
-    print(f"\nthe first {columns} training images of each class are drawn in {figure}")
+        plot_samples(images, drawn).savefig(path, format=figure.suffix[1:], dpi=110)
+    which = "each class" if len(drawn) == len(dataset.classes) else f"each of the first {ROWS} classes"
+    print(f"\nthe first {columns} training images of {which} are drawn in {figure}")
     return 0

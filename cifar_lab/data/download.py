@@ -21,6 +21,7 @@ from cifar_lab.files import file_digest
 PIECE = 1 << 16
 TIMEOUT = 10  # seconds without an answer, or without a byte
 RACE = 5  # seconds in which all sources are tried
+ENOUGH = 1 << 20  # bytes of a source that broke off, not to wait for the others
 ATTEMPTS = 3  # in a row that bring nothing
 PATIENCE = 10  # seconds, then the ways round a slow download are told
 TROUBLE = (requests.RequestException, HTTPError, OSError)
@@ -77,7 +78,7 @@ def _fetch(entry: Entry, sources: list[str], part: Path, used: set[str]) -> None
 
 
 def _bar() -> bars.Progress:
-    columns = bars.TextColumn("{task.description}"), bars.BarColumn(), bars.DownloadColumn()
+    columns = bars.TextColumn("{task.description}"), bars.BarColumn(20), bars.DownloadColumn()
     left = bars.TransferSpeedColumn(), bars.TimeRemainingColumn()
     return bars.Progress(*columns, *left, console=Console(stderr=True, highlight=False))
 
@@ -98,7 +99,8 @@ def _continue(entry: Entry, sources: list[str], part: Path, used: set[str], show
     while any(runner.is_alive() for runner in runners):
         best, seconds = max(runners, key=lambda runner: runner.size), time.monotonic() - began
         show(start + best.size)
-        if start + best.size >= entry.size or (seconds > RACE and best.size) or seconds > 2 * TIMEOUT:
+        ended = best.size >= ENOUGH and not best.is_alive()
+        if start + best.size >= entry.size or ended or (seconds > RACE and best.size) or seconds > 2 * TIMEOUT:
             break
         time.sleep(0.05)
     for runner in runners:

@@ -20,6 +20,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 LOSSLESS = (".png", ".bmp", ".ppm", ".tif", ".tiff")
 SUFFIXES = (*LOSSLESS, ".jpg", ".jpeg", ".jfif", ".gif", ".webp")
 SPLIT_OF = {"train": "train", "val": "train", "valid": "train", "validation": "train", "test": "test"}
+ORIENTATION = 0x0112  # tag of EXIF
 WHITE = (255, 255, 255, 255)
 MOST_IMAGE_BYTES = 1 << 20  # of a 32x32 image
 SHOWN = 3  # of the files that are left out
@@ -38,7 +39,8 @@ def read_rgb(file: Path | io.BytesIO, check: Callable[[Image.Image], None] = lam
         with Image.open(file, formats=FORMATS) as image:
             check(image)
             kind = image.format
-            image = ImageOps.exif_transpose(image)
+            if image.getexif().get(ORIENTATION, 1) != 1:
+                image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I") or image.mode == "F":  # more than 8 bits of grey
                 values = np.asarray(image, np.float64)
                 white = 65535 if image.mode != "F" else 255 if values.max() > 1 else 1
@@ -46,7 +48,7 @@ def read_rgb(file: Path | io.BytesIO, check: Callable[[Image.Image], None] = lam
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
-            image = image.convert("RGB")
+            image = image.convert("RGB")  # which loads it
             image.format = kind
             return image
     except (NoImage, FileNotFoundError, IsADirectoryError):
@@ -58,7 +60,8 @@ def read_rgb(file: Path | io.BytesIO, check: Callable[[Image.Image], None] = lam
 
 def fit(image: Image.Image) -> np.ndarray:
     """(32, 32, 3) uint8 of an RGB image: its middle square, scaled; one of 32x32 as it is."""
-    return np.asarray(ImageOps.fit(image, (SIDE, SIDE), Image.Resampling.BILINEAR))
+    small = image.size == (SIDE, SIDE)
+    return np.asarray(image if small else ImageOps.fit(image, (SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
 @dataclass

@@ -1,3 +1,4 @@
+import _thread
 import http.server
 import re
 import socket
@@ -126,6 +127,22 @@ def test_a_part_is_told_and_completed_at_the_next_start(official, workplace, mon
         (workplace / "data" / CIFAR10.archive).unlink()
         part.write_bytes(official[:1_000_000])
     assert re.search(r"1\.0 of 1\.\d MB were there already, in data/", capsys.readouterr().err)
+
+
+def test_ctrl_c_keeps_what_is_there(official, workplace, monkeypatch, serve, capsys):
+    slow, server = serve(official, piece=50_000, pause=0.05)
+    use(monkeypatch, slow)
+    threading.Timer(0.8, _thread.interrupt_main).start()
+    with pytest.raises(KeyboardInterrupt):
+        load_dataset("cifar10")
+    part = workplace / "data" / f"{CIFAR10.archive}.part"
+    kept = part.stat().st_size
+    assert 0 < kept < len(official)
+    assert official.startswith(part.read_bytes())
+    assert f"{kept / 1e6:.1f} MB are kept in data/" in " ".join(capsys.readouterr().err.split())
+    server.pause = 0
+    assert downloaded(workplace, official)
+    assert server.asked == ["bytes=0-", f"bytes={kept}-"]
 
 
 def test_a_wrong_file_costs_its_source_the_trust(official, workplace, monkeypatch, serve, capsys):
