@@ -32,19 +32,22 @@ def download(entry: Entry) -> Path:
     archive, part = DATA / entry.archive, DATA / f"{entry.archive}.part"
     DATA.mkdir(exist_ok=True)
     with FileLock(DATA / ".lock"):
-        sources, used = list(entry.sources), set()
+        sources = list(entry.sources)
         while not archive.exists():  # else another process was here meanwhile
+            before, used = part.exists(), set()
             _fetch(entry, sources, part, used)
             if file_digest(part, "md5") == entry.md5:
                 part.replace(archive)
                 break
             part.unlink()
+            if before:  # whose bytes were wrong can't be told
+                print(f"{part} was not the beginning of the official file; fetching it anew", file=sys.stderr)
+                continue
             sources = [source for source in sources if source not in used]
             hosts = ", ".join(sorted(map(_host, used)))
             if not sources:
                 raise DataError(f"what {hosts} gave is not the official file (its MD5 is not {entry.md5})")
             print(f"what {hosts} gave is not the official file; trying the other sources", file=sys.stderr)
-            used.clear()
     return archive
 
 

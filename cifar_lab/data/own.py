@@ -18,7 +18,7 @@ from cifar_lab.errors import DataError, UsageError, first_line
 
 MOST_CLASSES, LARGEST_SIDE = 1000, 256
 TEST_SHARE = 0.2  # held out where there are no test images
-NAME = re.compile(r"\w[\w .-]{0,59}")
+NAME = re.compile(r"\w[\w.-]{0,59}")
 ARRAYS = ("{}_images", "{}_labels"), ("x_{}", "y_{}")  # of MedMNIST and of Keras
 KAGGLE = "trainLabels.csv"
 
@@ -28,7 +28,7 @@ def own_source(path: Path, name: str | None) -> Source:
 
     A copy of a catalogue entry, found in a tar that could not be looked into before, keeps its name if none is given.
     """
-    there = path.resolve().name
+    there = re.sub(r"\s+", "-", path.resolve().name)
     called = name or (re.sub(r"(\.tar)?\.\w+$", "", there) if path.is_file() else there)
     if not NAME.fullmatch(called) or called.startswith((*ENTRIES, "digits")):
         raise UsageError(f"{called!r} can't be the name of images of your own, in {path}; give one with --data-name")

@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from cifar_lab.errors import DataError, Unreachable, UsageError, printable
 PLACES = (DATA, Path("../shared/data"))
 HOME = Path("~")
 SHOWN = 5  # of what was passed over
-ORIGINAL, LOSSLESS, LOSSY, PART = range(4)  # the earlier is taken
+ORIGINAL, LOSSLESS, LOSSY, PART = range(4)  # of several the first kind is taken
+Candidate = tuple[int, Source]  # its kind
 
 
 def find_source(data: str, data_dir: Path | None, name: str | None = None) -> Source:
@@ -32,10 +34,7 @@ def find_source(data: str, data_dir: Path | None, name: str | None = None) -> So
     if data_dir is not None:
         return _given(data, data_dir, name)
     entry = ENTRIES["cifar10" if data == "auto" else data]
-    for place in PLACES:
-        if found := _recognise(place, entry):
-            return found
-    if found := next(_at_home(entry), None):
+    if found := _best(chain(*(_candidates(place, entry) for place in PLACES), _at_home(entry))):
         return found
     try:
         return official.source(download(entry), entry)
@@ -53,7 +52,7 @@ def _given(data: str, path: Path, name: str | None) -> Source:
         raise DataError(f"data directory {path} does not exist")
     entries = list(ENTRIES.values()) if data == "auto" else [ENTRIES[data]]
     for entry in entries if not name else ():
-        if found := _recognise(path, entry):
+        if found := _best(_candidates(path, entry)):
             return found
     if data == "auto" and (path.is_dir() or archives.is_archive(path) or path.suffix.lower() == ".npz"):
         return own.own_source(path, name)
@@ -64,21 +63,26 @@ def _given(data: str, path: Path, name: str | None) -> Source:
     raise DataError(f"no {entries[0].title} in {path}: expected {formats}, {images}")
 
 
-def _recognise(place: Path, entry: Entry) -> Source | None:
-    """The data set of `entry` at `place` itself or directly below it: the original before lossy copies."""
+def _best(candidates: Iterable[Candidate]) -> Source | None:
+    """The first of the best kind; the rest is not looked at once the original is found."""
+    best = None
+    for candidate in candidates:
+        if best is None or candidate[0] < best[0]:
+            best = candidate
+        if best[0] == ORIGINAL:
+            break
+    return best[1] if best else None
+
+
+def _candidates(place: Path, entry: Entry) -> Iterator[Candidate]:
+    """What looks like `entry` at `place` itself or directly below it."""
     below = sorted(place.iterdir()) if place.is_dir() else []
-    found = []
-    for path in [place, *below]:
-        if path.name.startswith(".") and path != place:
-            continue
+    for path in [place, *(path for path in below if not path.name.startswith("."))]:
         if candidate := _candidate(path, entry):
-            if candidate[0] == ORIGINAL:
-                return candidate[1]
-            found.append(candidate)
-    return min(found, key=lambda candidate: candidate[0])[1] if found else None
+            yield candidate
 
 
-def _candidate(path: Path, entry: Entry) -> tuple[int, Source] | None:
+def _candidate(path: Path, entry: Entry) -> Candidate | None:
     if official.holds(path, entry):
         return ORIGINAL, official.source(path, entry)
     if parquet.holds(path, entry):
@@ -92,7 +96,7 @@ def _candidate(path: Path, entry: Entry) -> tuple[int, Source] | None:
     return None
 
 
-def _at_home(entry: Entry) -> Iterator[Source]:
+def _at_home(entry: Entry) -> Iterator[Candidate]:
     """What Keras, torchvision and Hugging Face have left in the home folder."""
     home, given = HOME.expanduser(), os.environ.get
     cache = home / ".cache"
@@ -102,11 +106,11 @@ def _at_home(entry: Entry) -> Iterator[Source]:
         below = sorted(place.glob(f"{entry.folder}*"))  # Keras adds -target, _archive and .tar.gz
         for path in (place / entry.archive, *below, *(path / entry.folder for path in below)):
             if official.holds(path, entry):
-                yield official.source(path, entry)
+                yield ORIGINAL, official.source(path, entry)
     for repository in (f"datasets--uoft-cs--{entry.name}", f"datasets--{entry.name}"):
         for path in sorted(hub.glob(f"{repository}/snapshots/*"), key=os.path.getmtime, reverse=True):
             if parquet.holds(path, entry):
-                yield parquet.source(path, entry)
+                yield LOSSLESS, parquet.source(path, entry)
 
 
 def _passed_over() -> list[str]:

@@ -158,6 +158,18 @@ def test_a_wrong_file_costs_its_source_the_trust(official, workplace, monkeypatc
     assert server.asked == ["bytes=0-", "bytes=0-"]
 
 
+def test_a_part_of_another_file_is_thrown_away(official, workplace, monkeypatch, serve, capsys):
+    address, server = serve(official)
+    use(monkeypatch, address)
+    for wrong in b"x" * 1000, b"x" * (len(official) + 1):
+        (workplace / "data").mkdir(exist_ok=True)
+        (workplace / "data" / f"{CIFAR10.archive}.part").write_bytes(wrong)
+        assert downloaded(workplace, official)
+        assert "was not the beginning of the official file; fetching it anew" in capsys.readouterr().err
+        (workplace / "data" / CIFAR10.archive).unlink()
+    assert server.asked == ["bytes=1000-", "bytes=0-", "bytes=0-"]
+
+
 @pytest.mark.parametrize("lie", [-1000, 1000])
 def test_a_source_that_tells_another_size_is_left_out(official, workplace, monkeypatch, serve, lie):
     liar, _ = serve(official, lie=lie)

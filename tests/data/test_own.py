@@ -37,10 +37,11 @@ def test_a_folder_of_your_own_is_a_data_set_named_after_it(pets):
     assert [len(dataset.labels[split]) for split in ("train", "test")] == [30, 15]
     files = {(file.parts[-3], file.parts[-2], np.asarray(Image.open(file)).tobytes()) for file in pets.rglob("*.png")}
     assert as_set(dataset) == files
-    named, _ = load_dataset("auto", pets, "my pets")
-    assert (named.name, named.digest) == ("my pets", dataset.digest)
+    named, _ = load_dataset("auto", pets, "mine")
+    assert (named.name, named.digest) == ("mine", dataset.digest)
     with pytest.raises(DataError, match="is not a class of CIFAR-10"):
         load_dataset("cifar10", pets)
+    assert load_dataset("auto", pets.rename(pets.parent / "our pets"))[0].name == "our-pets"
 
 
 @pytest.mark.parametrize("name", ["pets.zip", "pets.tar.gz", "pets.tar.xz"])
@@ -147,7 +148,7 @@ def test_what_can_t_be_used_is_refused_in_one_line(pets, change, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "digits-2", "a/b", "x" * 100, "-x"])
+@pytest.mark.parametrize("name", ["cifar10", "digits-2", "a/b", "a b", "x" * 100, "-x"])
 def test_a_name_that_won_t_do_is_refused(pets, name):
     refusal = r"can't be the name of images of your own, in .*; give one with --data-name"
     with pytest.raises(UsageError, match=refusal):

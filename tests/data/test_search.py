@@ -43,6 +43,10 @@ def test_of_several_copies_one_that_lost_nothing_is_taken(workplace, tmp_path, f
         target.parent.mkdir(exist_ok=True)
         pack(tmp_path / suffix, target) if target.suffix else shutil.copytree(tmp_path / suffix, target)
     assert load_dataset("auto")[0].name == "cifar10-png"
+    for path in (workplace / "data").glob("*png*"):
+        path.rename(workplace / path.name)
+    write_images(workplace.parent / "shared" / "data" / "any name", (1, 1), "png")
+    assert load_dataset("auto")[0].name == "cifar10-png"
 
 
 def test_images_of_your_own_in_data_are_not_taken_for_cifar10(workplace):
