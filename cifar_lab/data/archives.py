@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from cifar_lab.data.sources import open_with_progress, progress
@@ -40,19 +40,26 @@ def place_digest(path: Path) -> str:
 
 
 def members(path: Path, bar: str = "") -> Iterator[Member]:
-    """The files at `path` but litter, with a progress bar that says `bar`. Raises DataError and DAMAGED."""
+    """The files at `path` but litter, their names with /, under a bar called `bar`. Raises DataError and DAMAGED."""
     kind = _of_folder if path.is_dir() else _of_zip if path.suffix.lower() == ".zip" else _of_tar
     total = 0
     for count, member in enumerate(kind(path, bar), 1):
         total += max(0, member[1])
         if count > MOST_MEMBERS or total > MOST_BYTES:
             raise DataError(f"{path} has more than {MOST_MEMBERS:,} files, or {MOST_BYTES >> 30} GiB of them")
-        if not any(part.startswith(".") or part in LITTER for part in PurePosixPath(member[0]).parts):
-            yield member
+        name, *rest = member
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        if not any(part.startswith(".") or part in LITTER for part in parts):
+            yield "/".join(parts), *rest
 
 
 def names(path: Path) -> list[str]:
     """Of the files in a zip, or of the first ones in a tar; none if it can't be read."""
+    return _names(path, path.stat().st_mtime_ns, path.stat().st_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _names(path: Path, *_: int) -> list[str]:
     try:
         return [name for name, *_ in islice(members(path), None if path.suffix.lower() == ".zip" else FIRST)]
     except (DataError, *DAMAGED):
@@ -124,7 +131,7 @@ class _SmallHeaders(tarfile.TarInfo):
 
 def _refuse(path: Path, name: str, special: bool) -> None:
     """Nothing is unpacked here, but an archive with such members was made to do harm, or by mistake."""
-    if special or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+    if special or name.startswith("/") or ".." in name.split("/"):
         raise DataError(f"{path}: {name} is a link or leads out of the archive, which is refused")
 
 

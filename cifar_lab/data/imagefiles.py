@@ -1,11 +1,12 @@
 """Image files `<split>/<class>/<name>`, in a folder or archive, and how an image of any kind becomes 32x32 pixels."""
 
 import io
+import os
 import sys
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -99,11 +100,17 @@ def seen(path: Path) -> tuple[set[str], str]:
     if path.is_dir():
         folders = [folder for split in SPLITS if (path / split).is_dir() for folder in (path / split).iterdir()]
         found = [folder for folder in folders if folder.is_dir() and not folder.name.startswith(".")]
-        files = (file.suffix.lower() for file in found[0].iterdir()) if found else iter(())
-        return {folder.name for folder in found}, next((suffix for suffix in files if suffix in SUFFIXES), "")
-    paths = [PurePosixPath(name) for name in archives.names(path)] if archives.is_archive(path) else []
-    paths = [p for p in paths if len(p.parts) > 2 and p.parts[-3] in SPLITS and p.suffix.lower() in SUFFIXES]
-    return {p.parts[-2] for p in paths}, paths[0].suffix.lower() if paths else ""
+        suffixes = (_suffix(file.name) for file in found[0].iterdir()) if found else iter(())
+        return {folder.name for folder in found}, next(filter(None, suffixes), "")
+    named = [name.split("/") for name in archives.names(path) if _suffix(name)] if archives.is_archive(path) else []
+    in_splits = [parts for parts in named if len(parts) > 2 and parts[-3] in SPLITS]
+    return {parts[-2] for parts in in_splits}, _suffix(in_splits[0][-1]) if in_splits else ""
+
+
+def _suffix(name: str) -> str:
+    """The suffix in lower case if it is that of images, else ""."""
+    suffix = os.path.splitext(name)[1].lower()
+    return suffix if suffix in SUFFIXES else ""
 
 
 def read_images(path: Path, entry: Entry | None = None) -> Found:
@@ -111,9 +118,9 @@ def read_images(path: Path, entry: Entry | None = None) -> Found:
     found, roots, left_out = Found(), {}, []
     try:
         for name, size, read in archives.members(path, "decoding"):
-            parts = PurePosixPath(name).parts
+            parts = tuple(name.split("/"))
             root, split, label = _parse(parts)
-            is_image = PurePosixPath(name).suffix.lower() in SUFFIXES and size >= 0
+            is_image = _suffix(name) and size >= 0
             if not is_image or not label or (entry and parts[-3:-2] != (split,)):
                 left_out += [name] if is_image or set(SPLITS) & {*parts[:-1]} else []
                 continue
@@ -125,9 +132,8 @@ def read_images(path: Path, entry: Entry | None = None) -> Found:
             kind, pixels, fitted = decode(read, size, f"{path}: {where}/{parts[-1]}", entry is not None)
             found.kinds.add(kind)
             found.fitted += [name] * fitted
-            found.pixels[split, label, "/".join(parts[len(root) :]), root] = (
-                pixels  # of an archive's namesakes the last
-            )
+            key = split, label, "/".join(parts[len(root) :]), root
+            found.pixels[key] = pixels  # of an archive's namesakes the last
     except archives.DAMAGED as error:
         raise DataError(f"{path} is truncated, damaged or unreadable ({first_line(error)})") from None
     _check_roots(path, found, roots, left_out)

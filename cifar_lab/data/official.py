@@ -3,7 +3,7 @@
 import hashlib
 import pickle
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -24,14 +24,14 @@ def holds(path: Path, entry: Entry) -> bool:
     if not path.is_file():
         return False
     if path.suffix.lower() == ".zip":
-        return entry.files.keys() <= {PurePosixPath(name).name for name in archives.names(path)}
+        return entry.files.keys() <= {name.rpartition("/")[2] for name in archives.names(path)}
     return path.name == entry.archive or (archives.is_archive(path) and _begins_with(path, entry))
 
 
 def _begins_with(path: Path, entry: Entry) -> bool:
     try:
         first = islice(archives.members(path), archives.FIRST)
-        return any(PurePosixPath(name).name in entry.files for name, *_ in first)
+        return any(name.rpartition("/")[2] in entry.files for name, *_ in first)
     except (DataError, *archives.DAMAGED):
         return False
 
@@ -52,7 +52,7 @@ def _decode(path: Path, entry: Entry) -> Images:
     contents, wanted = {}, entry.files.keys() - META
     try:
         for name, size, read in archives.members(path, "reading"):
-            file = PurePosixPath(name).name
+            file = name.rpartition("/")[2]
             if file in wanted and file not in contents and 0 <= size <= archives.MOST_FILE_BYTES:
                 content = read()
                 if hashlib.md5(content, usedforsecurity=False).hexdigest() != entry.files[file]:

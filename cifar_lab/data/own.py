@@ -20,6 +20,7 @@ MOST_CLASSES, LARGEST_SIDE = 1000, 256
 TEST_SHARE = 0.2  # held out where there are no test images
 NAME = re.compile(r"\w[\w.-]{0,59}")
 ARRAYS = ("{}_images", "{}_labels"), ("x_{}", "y_{}")  # of MedMNIST and of Keras
+SCALED = "their middle square is scaled, as predict does"
 KAGGLE = "trainLabels.csv"
 
 
@@ -51,11 +52,7 @@ def _own(path: Path, name: str, found: imagefiles.Found) -> Images:
     classes = tuple(sorted(found.classes))
     images, labels = imagefiles.split_arrays(found, classes)
     images, labels = ({split or "train": part[split] for split in part} for part in (images, labels))
-    sizes = (
-        f"{len(found.fitted):,} images were not 32x32: their middle square is scaled, as predict does"
-        if found.fitted
-        else ""
-    )
+    sizes = f"{len(found.fitted):,} images were not 32x32: {SCALED}" if found.fitted else ""
     return _images(path, name, classes, images, labels, sizes)
 
 
@@ -129,31 +126,25 @@ def _arrays(path: Path, name: str) -> Images:
             images[split] = np.stack([_fitted(image) for part, _ in there for image in progress(part, "resizing")])
             found = np.concatenate([part.ravel() for _, part in there])
             labels[split] = np.searchsorted(numbers, found).astype(label_type(len(classes)))
-    sizes = (
-        ""
-        if side == (32, 32)
-        else f"the images were {side[1]}x{side[0]}: their middle square is scaled, as predict does"
-    )
+    sizes = "" if side == (32, 32) else f"the images were {side[1]}x{side[0]}: {SCALED}"
     return _images(path, name, classes, images, labels, sizes)
 
 
 def _check_arrays(place: str, images: np.ndarray, labels: np.ndarray) -> None:
+    found = f"{images.shape} {images.dtype}"
     fits = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))
-    if images.dtype != np.uint8 or not fits or not 0 < max(images.shape[1:3]) <= LARGEST_SIDE:
-        shape = f"{images.shape} {images.dtype}"
-        raise DataError(
-            f"{place} images are {shape}, not (n, height, width[, 1 or 3]) uint8 up to {LARGEST_SIDE} pixels"
-        )
+    if images.dtype != np.uint8 or not fits or not images.size or max(images.shape[1:3]) > LARGEST_SIDE:
+        wanted = f"(n, height, width[, 1 or 3]) uint8 up to {LARGEST_SIDE} pixels"
+        raise DataError(f"{place} images are {found}, not {wanted}")
     if labels.dtype.kind not in "iu" or labels.size != len(images) or len(labels) != len(images):
-        raise DataError(
-            f"{place} labels are {labels.shape} {labels.dtype}, not a whole number for each of {len(images):,} images"
-        )
+        found, wanted = f"{labels.shape} {labels.dtype}", f"a whole number for each of {len(images):,} images"
+        raise DataError(f"{place} labels are {found}, not {wanted}")
 
 
 def _fitted(image: np.ndarray) -> np.ndarray:
-    return imagefiles.fit(
-        Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image).convert("RGB")
-    )
+    """(32, 32, 3) uint8 of (height, width), (height, width, 1) or (height, width, 3) uint8."""
+    grey = image[..., 0] if image.shape[2:] == (1,) else image
+    return imagefiles.fit(Image.fromarray(grey).convert("RGB"))
 
 
 def is_kaggle(path: Path) -> bool:

@@ -221,6 +221,8 @@ def test_arrays_are_read_as_keras_and_medmnist_keep_them(tmp_path):
     [
         ({"x_train": noise(40).astype(float)}, r"train images are \(40, 32, 32, 3\) float64, not"),
         ({"x_train": np.zeros((40, 300, 4, 3), np.uint8)}, r"train images are \(40, 300, 4, 3\) uint8, not"),
+        ({"x_test": np.zeros((0, 32, 32), np.uint8)}, r"test images are \(0, 32, 32\) uint8, not"),
+        ({"x_test": np.zeros(20, np.uint8)}, r"test images are \(20,\) uint8, not"),
         ({"x_train": np.zeros((40, 28, 28, 28), np.uint8)}, r"train images are \(40, 28, 28, 28\) uint8, not"),
         ({"y_train": np.zeros((40, 14), int)}, r"train labels are \(40, 14\) int64, not a whole number for each"),
         ({"y_test": [0, 1] * 9}, r"test labels are \(18,\) int64, not a whole number for each of 20 images"),
