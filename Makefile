@@ -29,7 +29,8 @@ LAB := $(BIN)python -m cifar_lab$(if $(DEBUG), --debug)
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
-	@echo 'variables: EXPERIMENTS="linear cnn" SEEDS=8|3,5 EPOCHS= DATA=auto|cifar10|cifar100|digits DATA_DIR=<folder, archive or .npz> DATA_NAME= ACCELERATOR=auto|cpu|gpu JOBS=auto DEVICES=1 CLUSTER=<address> GPUS= PORT=<port> HOST=<address>'
+	@echo 'variables: EXPERIMENTS="linear cnn" SEEDS=8|3,5 EPOCHS= ACCELERATOR=auto|cpu|gpu JOBS=auto DEVICES=1 CLUSTER=<address> GPUS= PORT=<port> HOST=<address>'
+	@echo '           DATA=auto|cifar10|cifar100|digits DATA_DIR=<folder, archive or .npz with images> DATA_NAME=<name for your own>'
 	@echo '           RUN=<run id> TOLERANCE=0 METRIC=test/acc FIGURE=<file> IMAGES=<files> MODEL=<run id>|models:/...'
 	@echo '           SPACE="section.key=low..high[:log] ..." TRIALS=20 DEBUG=1'
 

@@ -23,6 +23,7 @@ DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOF
 # What a folder or archive may have: more is a mistake, or made to fill memory and time.
 MOST_MEMBERS, MOST_BYTES, MOST_HEADER_BYTES, MOST_FILE_BYTES = 2_000_000, 1 << 38, 1 << 20, 1 << 28
 FIRST = 16  # files of a tar that show what it holds
+DEEPEST = 8  # folders in one another
 Member = tuple[str, int, Callable[[], bytes]]  # name, size in bytes (-1 of what is no file), read
 
 
@@ -35,7 +36,9 @@ def place_digest(path: Path) -> str:
     """Changes when an archive, or the list of a folder's files with their sizes and times, changes."""
     if path.is_file():
         return file_digest(path)
-    listing = [(name, found.stat().st_size, found.stat().st_mtime_ns) for name, found in _walk(path) if _is_file(found)]
+    listing = [
+        (name, found.stat().st_size, found.stat().st_mtime_ns) for name, found in _walk(path) if _is(found.is_file)
+    ]
     return hashlib.sha256(repr(listing).encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -66,9 +69,10 @@ def _names(path: Path, *_: int) -> list[str]:
         return []
 
 
-def _is_file(found: os.DirEntry) -> bool:
+def _is(kind: Callable[[], bool]) -> bool:
+    """What `kind` says; false of a link that leads in a circle."""
     try:
-        return found.is_file()  # not a dangling link, a pipe or a device
+        return kind()
     except OSError:
         return False
 
@@ -78,18 +82,19 @@ def _walk(folder: Path, prefix: str = "") -> Iterator[tuple[str, os.DirEntry]]:
     real = os.path.realpath(folder)
     with os.scandir(folder) as entries:
         for found in sorted(entries, key=lambda found: found.name):
-            if not found.is_dir():
+            if not _is(found.is_dir):
                 yield prefix + found.name, found
-            elif not found.name.startswith(".") and not (
-                found.is_symlink() and f"{real}/".startswith(f"{os.path.realpath(found)}/")
-            ):
+                continue
+            circle = found.is_symlink() and f"{real}/".startswith(f"{os.path.realpath(found)}/")
+            if not (circle or found.name.startswith(".") or prefix.count("/") > DEEPEST):
                 yield from _walk(Path(found), f"{prefix}{found.name}/")
 
 
 def _of_folder(path: Path, bar: str) -> Iterator[Member]:
     found = _walk(path)
     for name, file in progress([*found], bar) if bar else found:
-        yield name, file.stat().st_size if _is_file(file) else -1, Path(file).read_bytes
+        is_file = _is(file.is_file)  # not a dangling link, a pipe or a device
+        yield name, file.stat().st_size if is_file else -1, Path(file).read_bytes
 
 
 def _of_tar(path: Path, bar: str) -> Iterator[Member]:

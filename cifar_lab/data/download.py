@@ -57,7 +57,8 @@ def _host(source: str) -> str:
 
 def _fetch(entry: Entry, sources: list[str], part: Path, used: set[str]) -> None:
     """Fill the file `part`, which stays if that fails or is interrupted; adds to `used` whose bytes it has."""
-    failures, so_far = 0, _size(part)
+    failures, start = 0, _size(part)
+    so_far = start
     with _bar() as bar:
         task = bar.add_task(f"downloading {entry.archive}", total=entry.size, completed=so_far)
         if so_far:
@@ -70,7 +71,7 @@ def _fetch(entry: Entry, sources: list[str], part: Path, used: set[str]) -> None
                 reason = _continue(entry, sources, part, used, lambda size: bar.update(task, completed=size))
                 failures = 0 if _size(part) > so_far else failures + 1
                 so_far = _size(part)
-                if failures == ATTEMPTS:
+                if failures == (ATTEMPTS if so_far > start else 1):  # where nobody answers, nobody will in a second
                     kept = f" after {so_far / 1e6:.1f} MB, which are kept in {part}" if so_far else ""
                     raise Unreachable(f"the download failed{kept} ({reason})")
         except KeyboardInterrupt:
@@ -117,7 +118,10 @@ def _continue(entry: Entry, sources: list[str], part: Path, used: set[str], show
                 file.write(piece)
                 show(file.tell())
         return f"{_host(best.source)}: {best.trouble or 'it ended too early'}"
-    return "; ".join(f"{_host(runner.source)}: {runner.trouble or 'no answer'}" for runner in runners)
+    reasons: dict[str, list[str]] = {}
+    for runner in runners:
+        reasons.setdefault(runner.trouble or "no answer", []).append(_host(runner.source))
+    return "; ".join(f"{', '.join(hosts)}: {reason}" for reason, hosts in reasons.items())
 
 
 class _Runner(threading.Thread):

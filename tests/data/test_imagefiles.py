@@ -106,12 +106,13 @@ def test_what_is_left_out_is_counted_and_named(image_folder, capsys):
     shutil.copy(image_folder / "train" / "cat" / "0000.png", image_folder / "train" / "cat" / "more" / "0000.png")
     (image_folder / "train" / "dog" / "notes.txt").write_text("x")
     (image_folder / "train" / "dog" / "gone.png").symlink_to("nowhere")
+    (image_folder / "train" / "dog" / "self.png").symlink_to("self.png")
     os.mkfifo(image_folder / "train" / "dog" / "pipe.png")
     for litter in (".DS_Store", "Thumbs.db"):
         (image_folder / "test" / "dog" / litter).write_text("x")
     again, _ = load_dataset("auto", image_folder)
     assert again.digest == whole.digest
-    told = f"{image_folder}: 4 files are no images of a class, and left out: train/cat/more/0000.png, "
+    told = f"{image_folder}: 5 files are no images of a class, and left out: train/cat/more/0000.png, "
     assert told + "train/dog/gone.png, train/dog/notes.txt, ...\n" in capsys.readouterr().err
 
 
