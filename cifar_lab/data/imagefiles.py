@@ -115,15 +115,15 @@ def _suffix(name: str) -> str:
 
 def read_images(path: Path, entry: Entry | None = None) -> Found:
     """The images at `path`: 32x32 ones of the classes of `entry`, else of any size and class. Raises DataError."""
-    found, roots, left_out = Found(), {}, []
+    found, roots, others, folders = Found(), {}, [], set()
     try:
         for name, size, read in archives.members(path, "decoding"):
             parts = tuple(name.split("/"))
             root, split, label = _parse(parts)
-            is_image = _suffix(name) and size >= 0
-            if not is_image or not label or (entry and parts[-3:-2] != (split,)):
-                left_out += [name] if is_image or set(SPLITS) & {*parts[:-1]} else []
+            if not _suffix(name) or size < 0 or not label or (entry and parts[-3:-2] != (split,)):
+                others.append(parts)
                 continue
+            folders.add(parts[:-1])
             where = f"{split}/{label}" if split else label
             if entry and label not in entry.classes:
                 known = ", ".join(entry.classes)
@@ -136,10 +136,11 @@ def read_images(path: Path, entry: Entry | None = None) -> Found:
             found.pixels[key] = pixels  # of an archive's namesakes the last
     except archives.DAMAGED as error:
         raise DataError(f"{path} is truncated, damaged or unreadable ({first_line(error)})") from None
-    _check_roots(path, found, roots, left_out)
+    left_out = _drop_outside(path, found, roots)
+    left_out += ["/".join(p) for p in others if _suffix(p[-1]) or p[:-1] in folders or {*p[:-1]} & {*SPLITS}]
     if left_out:
         some = ", ".join(map(printable, left_out[:SHOWN])) + (", ..." if len(left_out) > SHOWN else "")
-        print(f"{path}: {len(left_out)} files are no images of a class, and left out: {some}", file=sys.stderr)
+        print(f"{path}: left out, because no image of a class: {some} ({len(left_out)} in all)", file=sys.stderr)
     return found
 
 
@@ -151,16 +152,20 @@ def _parse(parts: tuple[str, ...]) -> tuple[tuple[str, ...], str, str]:
     return parts[:-2], "", unicodedata.normalize("NFC", label)  # macOS writes letters and accents apart
 
 
-def _check_roots(path: Path, found: Found, roots: dict[tuple, str], left_out: list[str]) -> None:
-    """Keeps the images in splits where there are some, else the highest folder's. Raises DataError for doubles."""
+def _drop_outside(path: Path, found: Found, roots: dict[tuple, str]) -> list[str]:
+    """Keep the images in splits where there are some, else the highest folder's; gives the names of the others.
+
+    Raises DataError if they are in two folders, which may be the same images twice.
+    """
     in_splits = any(split for split, *_ in found.pixels)
     depth = min((len(root) for root, _ in roots), default=0)
     kept = {key: name for key, name in roots.items() if (key[1] if in_splits else len(key[0]) == depth)}
     if len(kept) > 1:
         raise DataError(f"{path} has the images more than once: {' and '.join([*kept.values()][:2])}; keep one")
-    for key in [key for key in found.pixels if (key[3], bool(key[0])) not in kept]:
-        left_out.append("/".join((*key[3], key[2])))
+    outside = [key for key in found.pixels if (key[3], bool(key[0])) not in kept]
+    for key in outside:
         del found.pixels[key]
+    return ["/".join((*root, file)) for _, _, file, root in outside]
 
 
 def decode(read: Callable[[], bytes], size: int, name: str, small: bool) -> tuple[str, np.ndarray, bool]:

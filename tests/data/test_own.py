@@ -86,6 +86,14 @@ def test_validation_images_join_the_training_images(pets):
     assert load_dataset("auto", pets)[0].digest == before.digest
 
 
+def test_photos_in_a_format_that_can_t_be_read_are_counted(pets, tmp_path, capsys):
+    flat = (pets / "train").rename(tmp_path / "flat")
+    (flat / "cat" / "1.HEIC").write_bytes(b"x")
+    (flat / "LICENSE.txt").write_bytes(b"x")
+    load_dataset("auto", flat)
+    assert f"{flat}: left out, because no image of a class: cat/1.HEIC (1 in all)\n" in capsys.readouterr().err
+
+
 def test_litter_links_and_odd_names_are_read_or_left_out(pets, capsys):
     before, _ = load_dataset("auto", pets)
     for litter in "__MACOSX/train/cat/._0001.png", "train/dog/._0001.png", ".DS_Store", "train/cat/Thumbs.db", "a.txt":
