@@ -120,7 +120,7 @@ def test_what_was_changed_behind_a_run_is_refused(copied):
     assert cifar_lab(folder, *predict)[0] == 0
     checkpoint = Path(other.info.artifact_uri) / "checkpoints" / "last.ckpt"
     kept = checkpoint.read_bytes()
-    checkpoint.write_bytes(kept[:5000] + b"x" + kept[5001:])
+    checkpoint.write_bytes(kept[: len(kept) // 2])
     code, output = cifar_lab(folder, *predict)
     assert (code, output.count("\n")) == (1, 1)
     assert f"the checkpoint of linear-seed1 ({other.info.run_id}) is damaged (" in output
