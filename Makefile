@@ -29,7 +29,8 @@ LAB := $(BIN)python -m cifar_lab$(if $(DEBUG), --debug)
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
-	@echo 'variables: EXPERIMENTS="linear cnn" SEEDS=8|3,5 EPOCHS= DATA=auto|cifar10|cifar100|digits ACCELERATOR=auto|cpu|gpu JOBS=auto DEVICES=1 CLUSTER=<address> GPUS= PORT=<port> HOST=<address>'
+	@echo 'variables: EXPERIMENTS="linear cnn" SEEDS=8|3,5 EPOCHS= ACCELERATOR=auto|cpu|gpu JOBS=auto DEVICES=1 CLUSTER=<address> GPUS= PORT=<port> HOST=<address>'
+	@echo '           DATA=auto|cifar10|cifar100|digits DATA_DIR=<folder, archive or .npz with images> DATA_NAME=<name for your own>'
 	@echo '           RUN=<run id> TOLERANCE=0 METRIC=test/acc FIGURE=<file> IMAGES=<files> MODEL=<run id>|models:/...'
 	@echo '           SPACE="section.key=low..high[:log] ..." TRIALS=20 DEBUG=1'
 
@@ -47,7 +48,10 @@ help:  ## list the targets
 
 setup: $(READY)  ## create .venv from requirements.lock; again when that changes
 
-COMMON = $(if $(EPOCHS),--epochs $(call quoted,$(EPOCHS))) --data $(call quoted,$(DATA)) \
+IMAGES_OF = --data $(call quoted,$(DATA)) $(if $(DATA_DIR),--data-dir $(call quoted,$(DATA_DIR))) \
+    $(if $(DATA_NAME),--data-name $(call quoted,$(DATA_NAME)))
+
+COMMON = $(if $(EPOCHS),--epochs $(call quoted,$(EPOCHS))) $(IMAGES_OF) \
     --accelerator $(call quoted,$(ACCELERATOR)) --jobs $(call quoted,$(JOBS))
 
 PLACE = $(if $(DEVICES),--devices $(call quoted,$(DEVICES))) $(if $(CLUSTER),--cluster $(call quoted,$(CLUSTER))) \
@@ -65,7 +69,8 @@ sweep: $(READY)  ## search SPACE for better settings of one experiment, EXPERIME
 
 reproduce: $(READY)  ## train run RUN again and say whether it comes out identical
 	$(LAB) reproduce $(call quoted,$(or $(RUN),$(error give RUN=<run id>; make best and make ui show ids))) \
-	    --tolerance $(call quoted,$(TOLERANCE)) --accelerator $(call quoted,$(ACCELERATOR))
+	    --tolerance $(call quoted,$(TOLERANCE)) --accelerator $(call quoted,$(ACCELERATOR)) \
+	    $(if $(DATA_DIR),--data-dir $(call quoted,$(DATA_DIR)))
 
 compare: $(READY)  ## differences between EXPERIMENTS in METRIC with intervals and p-values, drawn in FIGURE
 	$(LAB) compare $(call each,$(EXPERIMENTS)) --metric $(call quoted,$(METRIC)) \
@@ -85,7 +90,7 @@ serve: $(READY)  ## answer HTTP requests on 127.0.0.1:PORT with the champion, or
 	$(LAB) serve $(if $(MODEL),--model $(call quoted,$(MODEL))) --port $(call quoted,$(or $(PORT),5001))
 
 data: $(READY)  ## show which images are found, where, and how many; draw some in FIGURE
-	$(LAB) data --data $(call quoted,$(DATA)) --figure $(call quoted,$(or $(FIGURE),samples.png))
+	$(LAB) data $(IMAGES_OF) --figure $(call quoted,$(or $(FIGURE),samples.png))
 
 ui: $(READY)  ## open the tracked runs in MLflow's UI on 127.0.0.1:PORT
 	$(LAB) ui --port $(call quoted,$(or $(PORT),5000))

@@ -112,10 +112,15 @@ def _add_run_options(command: argparse.ArgumentParser, override: str) -> None:
 
 
 def _add_images(command: argparse.ArgumentParser) -> None:
-    text = "default auto: CIFAR-10, or digits as a stand-in if it can't be had; the others fail instead"
+    text = "auto (default): what --data-dir holds; else CIFAR-10, or digits as a stand-in if it can't be had"
     command.add_argument("--data", choices=("auto", "cifar10", "cifar100", "digits"), default="auto", help=text)
-    text = "folder or archive with the images; default $CIFAR_LAB_DATA, then data/, ../shared/data/, download"
+    text = (
+        "folder, archive or .npz with CIFAR-10, CIFAR-100 or images of your own (<split>/<class>/* or <class>/*); "
+        "default $CIFAR_LAB_DATA, then data/, ../shared/data/, the caches of Keras and others, download"
+    )
     command.add_argument("--data-dir", type=Path, default=os.environ.get("CIFAR_LAB_DATA") or None, help=text)
+    text = "name of images of your own; default: that of the folder or file"
+    command.add_argument("--data-name", metavar="name", help=text)
 
 
 def _add_accelerator(command: argparse.ArgumentParser, text: str) -> None:

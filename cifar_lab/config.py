@@ -45,7 +45,10 @@ class DataConfig(Section):
     labels: Literal["fine", "coarse"] = Field("fine", description="coarse: the superclasses of CIFAR-100")
     classes: tuple[str, ...] = Field((), strict=False, description="two or more classes to keep; default all")
     val_size: int | None = Field(
-        None, ge=0, le=10**9, description="validation images; default a tenth of the training set"
+        None,
+        ge=0,
+        le=10**9,
+        description="validation images; default a tenth of the training set, at least one per class",
     )
     split_seed: int = Field(0, ge=0, lt=1 << 32)
     flip: bool = Field(True, description="mirror a training image every other time it is seen")

@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.request
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import forkserver
 
 import numpy as np
@@ -20,7 +20,8 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from cifar_lab.__main__ import main
-from cifar_lab.data.catalogue import CIFAR10
+from cifar_lab.data import search
+from cifar_lab.data.catalogue import CIFAR10, ENTRIES
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -74,12 +75,15 @@ def empty_database(shared):
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """An empty current folder, without data, runs or settings in the environment."""
+    """An empty current folder: no data, no runs, no settings in the environment, no caches at home, no network."""
     folder = tmp_path / "workplace"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    monkeypatch.delenv("CIFAR_LAB_DATA", raising=False)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for name in "CIFAR_LAB_DATA", "MLFLOW_TRACKING_URI", "KERAS_HOME", "HF_HOME", "HF_HUB_CACHE":
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(search, "HOME", tmp_path / "home")
+    for name, entry in ENTRIES.items():
+        monkeypatch.setitem(ENTRIES, name, replace(entry, sources=("http://127.0.0.1:1/",)))
     return folder
 
 

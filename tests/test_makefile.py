@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
@@ -14,19 +15,22 @@ from cifar_lab.arguments import make_parser
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 ODD = "photo (1).jpg & touch 'x' $(y) \"z\";"
 TARGETS = {
-    "experiment": (["SEEDS=3,5", "EPOCHS=2", "DEVICES=2"], {"seeds": (3, 5), "epochs": 2, "devices": 2}),
+    "experiment": (["SEEDS=3,5", "DATA=cifar100", "DEVICES=2"], {"seeds": (3, 5), "data": "cifar100", "devices": 2}),
     "pairs": (["EXPERIMENTS=linear", "CLUSTER=head:6379", "GPUS=0.5"], {"cluster": "head:6379", "gpus": 0.5}),
     "sweep": (
         ["EXPERIMENTS=cnn", "SPACE=optim.learning_rate=1..5:log data.translate=0..4"],
         {"overrides": ["optim.learning_rate=1..5:log", "data.translate=0..4"], "trials": 20},
     ),
-    "reproduce": (["RUN=abc", "TOLERANCE=0.01"], {"run": "abc", "tolerance": 0.01}),
+    "reproduce": (
+        ["RUN=abc", "TOLERANCE=0.01", "DATA_DIR=photos"],
+        {"run": "abc", "tolerance": 0.01, "data_dir": Path("photos")},
+    ),
     "compare": (["METRIC=val/acc"], {"experiments": ["linear", "cnn"], "metric": "val/acc"}),
     "report": (["EXPERIMENTS=a b"], {"experiments": ["a", "b"]}),
     "best": ([], {}),
     "predict": ([f"IMAGES={ODD.replace('$', '$$')}", "MODEL=models:/x@y"], {"images": [ODD], "model": "models:/x@y"}),
     "serve": (["PORT=99"], {"port": 99, "model": None}),
-    "data": (["DATA=cifar100"], {"data": "cifar100"}),
+    "data": (["DATA_DIR=my photos/", "DATA_NAME=it's"], {"data_dir": Path("my photos"), "data_name": "it's"}),
     "check-gpu": ([], {}),
     "ui": ([], {"port": 5000}),
     "server": (["HOST=0.0.0.0"], {"host": "0.0.0.0", "port": 5000}),

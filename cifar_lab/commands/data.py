@@ -11,7 +11,7 @@ from cifar_lab.data.search import find_source
 from cifar_lab.data.sources import not_cifar10
 from cifar_lab.files import atomic_write
 
-COLUMNS = 10  # of the picture
+COLUMNS, ROWS = 10, 100  # of the picture, at most
 
 
 def _duplicates(dataset: Dataset) -> list[str]:
@@ -29,12 +29,14 @@ def _duplicates(dataset: Dataset) -> list[str]:
 def run(options: argparse.Namespace) -> int:
     """Print a description of a data set and draw some of its training images. Raises UserError."""
     figure = options.figure
-    source = find_source(options.data, options.data_dir)
+    source = find_source(options.data, options.data_dir, options.data_name)
     dataset = decoded(source)
     if source.fallback_reason:
         print(not_cifar10(source.fallback_reason))
     print(f"{dataset.title}, MLflow experiment {dataset.name}")
     print(f"from {source.place}, decoded in {dataset.folder}")
+    if dataset.note:
+        print(dataset.note)
     print(f"digest {dataset.digest}")
     for name, values in ("mean", dataset.mean), ("standard deviation", dataset.std):
         print(f"{name} of the training pixels, from 0 to 1: " + ", ".join(f"{value:.4f}" for value in values))
@@ -47,9 +49,11 @@ def run(options: argparse.Namespace) -> int:
     for line in _duplicates(dataset):
         print(line)
     columns = min(COLUMNS, counts["train"].min())
-    first = [np.flatnonzero(dataset.labels["train"] == label)[:columns] for label in range(len(dataset.classes))]
+    drawn = dataset.classes[:ROWS]
+    first = [np.flatnonzero(dataset.labels["train"] == label)[:columns] for label in range(len(drawn))]
     with atomic_write(figure) as path:
         images = dataset.images["train"][np.stack(first)]
-        plot_samples(images, dataset.classes).savefig(path, format=figure.suffix[1:], dpi=110)
-    print(f"\nthe first {columns} training images of each class are drawn in {figure}")
+        plot_samples(images, drawn).savefig(path, format=figure.suffix[1:], dpi=110)
+    which = "each class" if len(drawn) == len(dataset.classes) else f"each of the first {ROWS} classes"
+    print(f"\nthe first {columns} training images of {which} are drawn in {figure}")
     return 0

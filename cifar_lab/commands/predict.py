@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from mlflow.tracking import MlflowClient
-from PIL import Image, ImageOps
 
-from cifar_lab.data.imagefiles import SUFFIXES, NoImage, read_rgb
+from cifar_lab.data.imagefiles import SUFFIXES, NoImage, fit, read_rgb
 from cifar_lab.errors import UserError, printable
 from cifar_lab.tracking import queries, registry, store
 from cifar_lab.tracking.registry import load_registered
@@ -82,7 +81,7 @@ def read_image(file: Path) -> np.ndarray | str:
             return "not a file"
         if file.is_file() and file.stat().st_size > MOST_BYTES:
             return f"too large: more than {MOST_BYTES >> 20} MiB"
-        return np.asarray(ImageOps.fit(read_rgb(file), (32, 32), Image.Resampling.BILINEAR))
+        return fit(read_rgb(file))
     except FileNotFoundError:
         return "no such file"
     except IsADirectoryError:

@@ -98,7 +98,7 @@ def render(client: MlflowClient, comparison: Comparison) -> str:
         mistakes=_mistakes(dataset, probabilities[name]),
         versions={tag: best.data.tags.get(tag, "") for tag in (*VERSIONS, *ORIGINS)},
         configs={item.name: config_of(client, item.parent).toml() for item in items},
-        commands=_commands(items, best),
+        commands=_commands(items, best, dataset.variables),
     )
 
 
@@ -198,13 +198,13 @@ def _mistakes(dataset: Dataset, probabilities: np.ndarray) -> list[dict[str, obj
     return found
 
 
-def _commands(items: Sequence[Item], best: Run) -> list[str]:
+def _commands(items: Sequence[Item], best: Run, variables: str) -> list[str]:
     commit = best.data.tags.get("mlflow.source.git.commit", "unknown")
     seeds = sorted(set().union(*(item.sample.values for item in items)))
     count = str(len(seeds)) if seeds == [*range(len(seeds))] else ",".join(map(str, seeds))
     names = " ".join(dict.fromkeys(item.parent.data.tags["experiment"] for item in items))
     return [
         *([f"git checkout {commit}"] if re.fullmatch("[0-9a-f]{40}", commit) else []),
-        f'make experiment EXPERIMENTS="{names}" SEEDS={count}',
+        f'make experiment EXPERIMENTS="{names}" SEEDS={count}{variables}',
         f"make reproduce RUN={best.info.run_id}",
     ]

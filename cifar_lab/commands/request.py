@@ -7,7 +7,7 @@ from multiprocessing import forkserver
 from typing import Any
 
 from cifar_lab.config import experiment_name, load_config
-from cifar_lab.errors import UsageError
+from cifar_lab.errors import UsageError, printable
 from cifar_lab.processes import PRELOAD, fork_server
 
 
@@ -39,11 +39,16 @@ def overrides(options: argparse.Namespace) -> list[str]:
 
 
 def images(options: argparse.Namespace) -> tuple[Any, str]:
-    """The data set, and why it is a stand-in ("" if it is not); the fork server imports in the meantime."""
+    """The data set, and why it is a stand-in ("" if it is not). Prints where it is from.
+
+    The fork server imports in the meantime.
+    """
     from cifar_lab.data.cache import decoded
     from cifar_lab.data.search import find_source
 
-    source = find_source(options.data, options.data_dir)
+    source = find_source(options.data, options.data_dir, options.data_name)
+    if options.data != "digits" and not source.fallback_reason:
+        print(f"images from {printable(source.place)}", file=sys.stderr)
     if not getattr(options, "cluster", None) and (sys.platform != "darwin" or options.accelerator == "cpu"):
         _import_for_workers()
     return decoded(source), source.fallback_reason

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 from contextlib import suppress
@@ -11,20 +12,22 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from cifar_lab.data.catalogue import SPLITS
+from cifar_lab.data.catalogue import ENTRIES, SPLITS
+from cifar_lab.data.content import content_digest, content_order
 from cifar_lab.data.search import find_source
 from cifar_lab.data.sources import DATA, Images, Source
 from cifar_lab.errors import DataError
 from cifar_lab.files import atomic_write
 
+FORMAT = 2  # of the cache: images in the order of their content
 KINDS = ("images", "labels")
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images (n, 32, 32, 3) uint8 RGB and labels (n,) uint8 of the official train and test split.
+    """Images (n, 32, 32, 3) uint8 RGB and labels (n,), uint8 up to 256 classes, then uint16, of both splits.
 
-    `mean` and `std` are per channel, of the training pixels scaled to [0, 1].
+    Both are in the order of their content. `mean` and `std` are per channel, of the training pixels scaled to [0, 1].
     """
 
     name: str
@@ -32,25 +35,35 @@ class Dataset:
     classes: tuple[str, ...]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    digest: str  # of pixels, labels and class names: the same however they were packed
+    digest: str  # see content_digest: the same however they were packed
     folder: Path
     images: dict[str, np.ndarray] = field(repr=False)
     labels: dict[str, np.ndarray] = field(repr=False)
     superclasses: tuple[str, ...] = ()  # of each class, where there are any
+    note: str = ""  # what was done to the images, if anything
+
+    @property
+    def variables(self) -> str:
+        """What make has to be given to find it again, after a space; of CIFAR-10 and its copies nothing."""
+        found = next((name for name in ("cifar10", "cifar100", "digits") if re.match(f"{name}(-|$)", self.name)), None)
+        if found == "cifar10":
+            return ""
+        return f" DATA={found}" if found else f" DATA_DIR=<the images of {self.name}>"
 
 
-def load_dataset(data: str = "auto", data_dir: Path | None = None) -> tuple[Dataset, str]:
-    """The data set, and why it is a stand-in ("" if it is not). Decodes into `data/cache/` what is not there yet.
+def load_dataset(data: str = "auto", data_dir: Path | None = None, name: str | None = None) -> tuple[Dataset, str]:
+    """The data set that find_source finds, decoded if it is not in the cache; and why it is a stand-in, or "".
 
     Raises DataError for what is wrong with the images, OSError for what is wrong with the disk.
     """
-    source = find_source(data, data_dir)
+    source = find_source(data, data_dir, name)
     return decoded(source), source.fallback_reason
 
 
 def decoded(source: Source) -> Dataset:
     """The data set of a source, from the cache if it is there. Raises DataError and OSError."""
-    folder = DATA / "cache" / source.digest()[:16]
+    key = hashlib.sha256(f"{FORMAT} {source.digest()}".encode()).hexdigest()
+    folder = DATA / "cache" / key[:16]
     with suppress(DataError):
         return open_dataset(folder)
     DATA.mkdir(exist_ok=True)
@@ -88,7 +101,10 @@ def open_dataset(folder: Path) -> Dataset:
             images={split: arrays[f"images_{split}"] for split in SPLITS},
             labels={split: arrays[f"labels_{split}"] for split in SPLITS},
         )
-        if _digest(dataset.classes, dataset.images, dataset.labels) != dataset.digest or _meta_digest(meta) != seal:
+        if (
+            content_digest(dataset.classes, dataset.images, dataset.labels) != dataset.digest
+            or _meta_digest(meta) != seal
+        ):
             raise ValueError("their digest is another one")
     except FileNotFoundError:
         raise DataError(f"the decoded images in {folder} are gone; start again to decode them anew") from None
@@ -106,32 +122,31 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
     return tuple(mean.tolist()), tuple(np.sqrt(counts @ values**2 - mean**2).tolist())
 
 
-def _write(source: Images, folder: Path) -> None:
-    mean, std = channel_statistics(source.images["train"])
+def _write(found: Images, folder: Path) -> None:
+    images, labels = {}, {}
+    for split in SPLITS:
+        order = content_order(found.images[split], found.labels[split])
+        images[split], labels[split] = found.images[split][order], found.labels[split][order]
+    digest = content_digest(found.classes, images, labels)
+    original = next((entry for entry in ENTRIES.values() if entry.digest == digest), None)
+    mean, std = channel_statistics(images["train"])
     meta = {
-        "name": source.name,
-        "title": source.title,
-        "classes": source.classes,
+        "name": original.name if original else found.name,
+        "title": original.original_title if original else found.title,
+        "classes": found.classes,
         "mean": mean,
         "std": std,
-        "digest": _digest(source.classes, source.images, source.labels),
-        "superclasses": source.superclasses,
+        "digest": digest,
+        "superclasses": found.superclasses,
+        "note": found.note,
     }
     with atomic_write(folder) as path:
         path.mkdir()
         for split in SPLITS:
-            np.save(path / f"images_{split}.npy", np.ascontiguousarray(source.images[split]))
-            np.save(path / f"labels_{split}.npy", source.labels[split])
+            np.save(path / f"images_{split}.npy", images[split])
+            np.save(path / f"labels_{split}.npy", labels[split])
         (path / "meta.json").write_text(json.dumps({**meta, "meta_digest": _meta_digest(meta)}))
 
 
 def _meta_digest(meta: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(classes: tuple[str, ...], images: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(json.dumps(classes).encode())
-    for split in SPLITS:
-        digest.update(np.ascontiguousarray(images[split]))
-        digest.update(np.ascontiguousarray(labels[split]))
-    return digest.hexdigest()

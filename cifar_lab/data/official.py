@@ -1,118 +1,73 @@
-"""The original files: download, verify, read through torchvision; nothing unverified is unpickled."""
+"""The original files, in any folder, tar or zip: recognised by their MD5, and nothing else is unpickled."""
 
 import hashlib
-import http.client
-import socket
-import tarfile
-import tempfile
-import urllib.parse
-import urllib.request
+import pickle
+from itertools import islice
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 
+from cifar_lab.data import archives
 from cifar_lab.data.catalogue import SPLITS, Entry
-from cifar_lab.data.sources import DATA, Images, Source, open_with_progress, progress
-from cifar_lab.errors import DataError, Unreachable
-from cifar_lab.files import atomic_write, file_digest
+from cifar_lab.data.sources import Images, Source, label_type
+from cifar_lab.errors import DataError, first_line
+from cifar_lab.files import file_digest
 
-PIECE = 1 << 20
-CONNECT_SECONDS = 10
-
-
-def _reader(entry: Entry) -> type:
-    """torchvision's class, which knows address and checksums."""
-    from torchvision import datasets
-
-    return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[entry.name]
+LABELS = ("labels", "fine_labels")
+META = ("batches.meta", "meta")  # names of the classes: the labels count them in alphabetical order
 
 
-def download(entry: Entry) -> Path:
-    """Fetch the official archive into data/. Raises Unreachable, or DataError for a bad checksum."""
-    reader, archive = _reader(entry), DATA / entry.archive
-    host = urllib.parse.urlparse(reader.url).hostname
+def holds(path: Path, entry: Entry) -> bool:
+    """Whether `path` has the official files of `entry`, to judge by their names; reading them checks their MD5."""
+    if path.is_dir():
+        return path.name == entry.folder or all((path / name).is_file() for name in entry.files)
+    if not path.is_file():
+        return False
+    if path.suffix.lower() == ".zip":
+        return entry.files.keys() <= {name.rpartition("/")[2] for name in archives.names(path)}
+    return path.name == entry.archive or (archives.is_archive(path) and _begins_with(path, entry))
+
+
+def _begins_with(path: Path, entry: Entry) -> bool:
     try:
-        if not urllib.request.getproxies():
-            _resolve(host)
-        response = urllib.request.urlopen(reader.url, timeout=CONNECT_SECONDS)
-    except (OSError, http.client.HTTPException) as error:
-        cause = getattr(error, "reason", error)
-        raise Unreachable(f"can't be downloaded from {host} ({getattr(cause, 'strerror', None) or cause})") from None
-    size = int(response.headers.get("Content-Length", entry.size))
-    with response, atomic_write(archive) as path, path.open("wb") as file:
-        for _ in progress(range(-(-size // PIECE)), f"downloading {entry.archive}"):
-            try:
-                piece = response.read(PIECE)
-            except (OSError, http.client.HTTPException) as error:
-                raise Unreachable(f"the download from {host} broke off ({error})") from None
-            file.write(piece)
-        if file.tell() < size:
-            raise Unreachable(f"the download from {host} broke off after {file.tell():,} of {size:,} bytes")
-        file.flush()
-        _verify(path, reader.tgz_md5, f"the download from {host}")
-    return archive
+        first = islice(archives.members(path), archives.FIRST)
+        return any(name.rpartition("/")[2] in entry.files for name, *_ in first)
+    except (DataError, *archives.DAMAGED):
+        return False
 
 
-def _resolve(host: str) -> None:
-    """Raise OSError if `host` has no address within CONNECT_SECONDS: a resolver's own limit can be minutes."""
-    outcome: list[OSError | None] = []
+def source(path: Path, entry: Entry) -> Source:
+    """The official files at `path`. Decoding them raises DataError if they are not what they should be."""
 
-    def look_up() -> None:
-        try:
-            socket.getaddrinfo(host, None)
-            outcome.append(None)
-        except OSError as error:
-            outcome.append(error)
-
-    thread = Thread(target=look_up, daemon=True)
-    thread.start()
-    thread.join(CONNECT_SECONDS)
-    if not outcome:
-        raise TimeoutError(f"no address for {host} within {CONNECT_SECONDS} s")
-    if outcome[0]:
-        raise outcome[0]
-
-
-def _verify(path: Path, md5: str, name: str) -> None:
-    if file_digest(path, "md5") != md5:
-        raise DataError(
-            f"{name} is truncated or not the official file (its MD5 is not {md5}); delete it and fetch it again"
-        )
-
-
-def official_archive(path: Path, entry: Entry) -> Source:
-    def decode() -> Images:
-        _verify(path, _reader(entry).tgz_md5, str(path))
-        with tempfile.TemporaryDirectory(dir=DATA) as folder:
-            with open_with_progress(path, "unpacking") as file, tarfile.open(fileobj=file) as archive:
-                archive.extractall(folder, filter="data")
-            return _read_official(Path(folder) / entry.folder, entry, str(path))
-
-    return Source(str(path), lambda: file_digest(path), decode)
-
-
-def official_folder(path: Path, entry: Entry) -> Source:
     def digest() -> str:
-        files = sorted(file for file in path.iterdir() if file.is_file())
-        return hashlib.sha256("".join(map(file_digest, files)).encode()).hexdigest()
+        if path.is_file():
+            return f"official {entry.name} {file_digest(path)}"
+        files = [path / name for name in entry.files if (path / name).is_file()]
+        return f"official {entry.name} {' '.join(map(file_digest, files))}"
 
-    return Source(str(path), digest, lambda: _read_official(path, entry, str(path)))
+    return Source(str(path), digest, lambda: _decode(path, entry))
 
 
-def _read_official(folder: Path, entry: Entry, name: str) -> Images:
-    try:  # checks every file against its MD5 before it unpickles any
-        parts = {split: _reader(entry)(folder.parent, train=split == "train") for split in SPLITS}
-    except RuntimeError:
-        raise DataError(
-            f"{name} is not the official {entry.title}: a file is missing or its checksum is wrong"
-        ) from None
-    label_of = np.array([entry.classes.index(label) for label in parts["train"].classes], np.uint8)
-    return Images(
-        entry.name,
-        entry.title,
-        entry.classes,
-        {split: part.data for split, part in parts.items()},
-        {split: label_of[part.targets] for split, part in parts.items()},
-        entry.superclasses,
-    )
+def _decode(path: Path, entry: Entry) -> Images:
+    contents, wanted = {}, entry.files.keys() - META
+    try:
+        for name, size, read in archives.members(path, "reading"):
+            file = name.rpartition("/")[2]
+            if file in wanted and file not in contents and 0 <= size <= archives.MOST_FILE_BYTES:
+                content = read()
+                if hashlib.md5(content, usedforsecurity=False).hexdigest() != entry.files[file]:
+                    raise DataError(f"{path} is not the official {entry.title}: the MD5 of {name} is another one")
+                contents[file] = pickle.loads(content, encoding="latin1")
+    except archives.DAMAGED as error:
+        raise DataError(f"{path} is truncated, damaged or unreadable ({first_line(error)})") from None
+    if missing := sorted(wanted - contents.keys()):
+        raise DataError(f"{path} is not the official {entry.title}: it has no {', '.join(missing)}")
+    label_of = np.array([entry.classes.index(name) for name in sorted(entry.classes)], label_type(len(entry.classes)))
+    images, labels = {}, {}
+    for split in SPLITS:
+        batches = [contents[file] for file in sorted(wanted) if file.startswith("test") == (split == "test")]
+        pixels = np.concatenate([batch["data"] for batch in batches])
+        images[split] = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        numbers = [batch[key] for batch in batches for key in LABELS if key in batch]
+        labels[split] = label_of[np.concatenate(numbers)]
+    return Images(entry.name, entry.original_title, entry.classes, images, labels, entry.superclasses)

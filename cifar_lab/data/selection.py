@@ -8,11 +8,9 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from cifar_lab.config import DataConfig
-from cifar_lab.data.cache import (
-    Dataset,
-    channel_statistics,
-)
+from cifar_lab.data.cache import Dataset, channel_statistics
 from cifar_lab.data.catalogue import SPLITS
+from cifar_lab.data.sources import label_type
 from cifar_lab.errors import UsageError
 
 LONGEST_NAME = 30  # of classes, in that of their MLflow experiment
@@ -33,7 +31,7 @@ def _coarse(dataset: Dataset) -> Dataset:
     if not dataset.superclasses:
         raise UsageError(f'data.labels = "coarse": {dataset.title} has no superclasses')
     classes = tuple(dict.fromkeys(dataset.superclasses))
-    label_of = np.array([classes.index(superclass) for superclass in dataset.superclasses], np.uint8)
+    label_of = np.array([classes.index(superclass) for superclass in dataset.superclasses], label_type(len(classes)))
     labels = {split: label_of[values] for split, values in dataset.labels.items()}
     name, title = f"{dataset.name}-coarse", f"{dataset.title}, superclasses"
     return replace(dataset, name=name, title=title, classes=classes, superclasses=(), labels=labels)
@@ -44,10 +42,11 @@ def _only(dataset: Dataset, classes: Sequence[str]) -> Dataset:
         known = ", ".join(dataset.classes)
         raise UsageError(f"data.classes: {dataset.title} has no class {', '.join(unknown)}; it has: {known}")
     chosen = tuple(name for name in dataset.classes if name in classes)
-    numbers = np.array([dataset.classes.index(name) for name in chosen], np.uint8)
+    numbers = np.array([dataset.classes.index(name) for name in chosen])
     kept = {split: np.isin(labels, numbers) for split, labels in dataset.labels.items()}
     images = {split: dataset.images[split][kept[split]] for split in SPLITS}
-    labels = {split: np.searchsorted(numbers, dataset.labels[split][kept[split]]).astype(np.uint8) for split in SPLITS}
+    found = {split: np.searchsorted(numbers, dataset.labels[split][kept[split]]) for split in SPLITS}
+    labels = {split: values.astype(label_type(len(chosen))) for split, values in found.items()}
     suffix = "-".join(chosen).replace(" ", "_")
     if len(suffix) > LONGEST_NAME:
         suffix = f"{len(chosen)}-classes-{hashlib.sha256(suffix.encode()).hexdigest()[:6]}"

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Images:
-    """A decoded data set: images (n, 32, 32, 3) uint8 RGB, labels (n,) uint8, both by split."""
+    """A decoded data set, in any order: images (n, 32, 32, 3) uint8 RGB, labels (n,) of label_type, both by split."""
 
     name: str  # of the MLflow experiment: cifar10, cifar10-jpeg, cifar100, digits, ...
     title: str
@@ -23,6 +23,7 @@ class Images:
     images: dict[str, np.ndarray]
     labels: dict[str, np.ndarray]
     superclasses: tuple[str, ...] = ()  # of each class
+    note: str = ""  # what was done to the images, if anything
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,14 @@ class Source:
     """A place that holds a data set, not yet read."""
 
     place: str
-    digest: Callable[[], str]  # changes when the files change; names the cache
+    digest: Callable[[], str]  # a text that changes with the files and with how they are read; names the cache
     decode: Callable[[], Images]
     fallback_reason: str = ""  # why digits stand in for CIFAR-10
+
+
+def label_type(classes: int) -> np.dtype:
+    """The smallest unsigned type for so many classes: uint8 up to 256, then uint16."""
+    return np.min_scalar_type(classes - 1)
 
 
 def not_cifar10(reason: str) -> str:

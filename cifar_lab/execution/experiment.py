@@ -75,7 +75,7 @@ def _announcement(datasets: Iterable[Dataset], fallback_reason: str) -> Panel:
     lines = []
     for dataset in datasets:
         counts = f"{len(dataset.labels['train']):,} training and {len(dataset.labels['test']):,} test images"
-        lines.append(f"{dataset.title}: {counts}, MLflow experiment {dataset.name!r}")
+        lines += [f"{dataset.title}: {counts}, MLflow experiment {dataset.name!r}", *filter(None, [dataset.note])]
     text = "\n".join(dict.fromkeys(lines))
     if not fallback_reason:
         return Panel(text)

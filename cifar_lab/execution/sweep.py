@@ -74,7 +74,7 @@ def run_sweep(space: Space, trials: int, dataset: Dataset, fallback_reason: str,
             lifecycle.mark(client, parent.info.run_id, "KILLED")
             console.print(f"interrupted after {search.ended()} trials; the same command continues where it stopped")
             return 130
-        return _conclude(client, study, space, parent, console)
+        return _conclude(client, study, space, parent, dataset.variables, console)
 
 
 class _Trials:
@@ -160,7 +160,9 @@ def settings_of(trial: FrozenTrial) -> dict[str, float]:
     return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in trial.params.items()}
 
 
-def _conclude(client: MlflowClient, study: optuna.Study, space: Space, parent: Run, console: Console) -> int:
+def _conclude(
+    client: MlflowClient, study: optuna.Study, space: Space, parent: Run, variables: str, console: Console
+) -> int:
     """Print the trials by outcome, and write the best one as an experiment file; returns 1 if there is none."""
     states = Counter(trial.state.name.lower() for trial in study.trials)
     complete = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
@@ -177,7 +179,7 @@ def _conclude(client: MlflowClient, study: optuna.Study, space: Space, parent: R
         console.print("no trial was completed, so there is no best trial")
         return 1
     best, file = complete[0], EXPERIMENTS / f"{study.study_name}.toml"
-    confirm = f'make experiment compare EXPERIMENTS="{space.name} {study.study_name}" SEEDS={SEEDS}'
+    confirm = f'make experiment compare EXPERIMENTS="{space.name} {study.study_name}" SEEDS={SEEDS}{variables}'
     with atomic_write(file) as path:
         path.write_text(
             f"# {space.name} with the settings of trial {best.number} of {len(study.trials)}, which has the highest"

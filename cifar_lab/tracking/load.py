@@ -1,5 +1,6 @@
 """Config, images and network of a tracked run."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from mlflow.tracking import MlflowClient
 
 from cifar_lab.config import Config, parse_config
 from cifar_lab.data.cache import Dataset, find_cached, load_dataset
+from cifar_lab.data.catalogue import ENTRIES
 from cifar_lab.data.selection import select
 from cifar_lab.errors import UserError, first_line
 from cifar_lab.networks.build import Predictor, make_network
@@ -28,8 +30,13 @@ def dataset_of(client: MlflowClient, run: Run, data_dir: Path | None = None) -> 
     digest = run.data.tags["data_digest"]
     dataset = None if data_dir else find_cached(digest)
     if dataset is None:
-        name = store.dataset_name(client, run.info.experiment_id).partition("-")[0]
-        dataset, _ = load_dataset(name, data_dir)
+        name = store.dataset_name(client, run.info.experiment_id)
+        known = next((known for known in (*ENTRIES, "digits") if re.match(f"{known}(-|$)", name)), None)
+        if not (known or data_dir):
+            raise UserError(
+                f"the images of {name} are not in data/cache/; make data DATA_DIR=<their folder> decodes them"
+            )
+        dataset, _ = load_dataset("auto" if data_dir else known, data_dir)
     if not dataset.digest.startswith(digest):
         place = f"in {data_dir}" if data_dir else "found here"
         raise UserError(

@@ -154,4 +154,4 @@ class CIFAR10DataModule(LightningDataModule):
             index = split_train(labels, self.config.data)[part]
             images, labels = images[index], labels[index]
         device = self.trainer.strategy.root_device
-        return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device, torch.int64)
+        return torch.from_numpy(images).to(device), torch.from_numpy(labels.astype(np.int64)).to(device)

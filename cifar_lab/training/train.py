@@ -200,7 +200,8 @@ def resolve_config(config: Config, dataset: Dataset, fast: str) -> Config:
     if data.classes:
         data = data.model_copy(update={"classes": dataset.classes})
     if data.val_size is None:
-        data = data.model_copy(update={"val_size": len(dataset.labels["train"]) // 10})
+        least = len(dataset.classes)  # an image of each
+        data = data.model_copy(update={"val_size": max(len(dataset.labels["train"]) // 10, least)})
     trainer = config.trainer
     if trainer.precision == "auto":
         trainer = trainer.model_copy(update={"precision": fast})
