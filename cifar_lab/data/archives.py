@@ -50,10 +50,10 @@ def members(path: Path, bar: str = "") -> Iterator[Member]:
         total += max(0, member[1])
         if count > MOST_MEMBERS or total > MOST_BYTES:
             raise DataError(f"{path} has more than {MOST_MEMBERS:,} files, or {MOST_BYTES >> 30} GiB of them")
-        name, *rest = member
+        name, size, read = member
         parts = [part for part in name.split("/") if part not in ("", ".")]
         if not any(part.startswith(".") or part in LITTER for part in parts):
-            yield "/".join(parts), *rest
+            yield "/".join(parts), size, read
 
 
 def names(path: Path) -> list[str]:
@@ -141,7 +141,8 @@ def _refuse(path: Path, name: str, special: bool) -> None:
 
 
 def _read_tar_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    return archive.extractfile(member).read()
+    file = archive.extractfile(member)
+    return file.read() if file else b""  # for a member that is no file
 
 
 def _read_zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:

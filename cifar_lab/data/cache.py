@@ -5,9 +5,11 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -33,8 +35,8 @@ class Dataset:
     name: str
     title: str
     classes: tuple[str, ...]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     digest: str  # see content_digest: the same however they were packed
     folder: Path
     images: dict[str, np.ndarray] = field(repr=False)
@@ -95,8 +97,9 @@ def open_dataset(folder: Path) -> Dataset:
         meta = json.loads((folder / "meta.json").read_text())
         seal = meta.pop("meta_digest", None)
         arrays = {f"{kind}_{split}": np.load(folder / f"{kind}_{split}.npy") for kind in KINDS for split in SPLITS}
+        described: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in meta.items()}
         dataset = Dataset(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in meta.items()},
+            **described,
             folder=folder,
             images={split: arrays[f"images_{split}"] for split in SPLITS},
             labels={split: arrays[f"labels_{split}"] for split in SPLITS},
@@ -148,5 +151,5 @@ def _write(found: Images, folder: Path) -> None:
         (path / "meta.json").write_text(json.dumps({**meta, "meta_digest": _meta_digest(meta)}))
 
 
-def _meta_digest(meta: dict[str, object]) -> str:
+def _meta_digest(meta: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()

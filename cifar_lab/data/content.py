@@ -19,6 +19,6 @@ def content_digest(classes: Sequence[str], images: Mapping[str, np.ndarray], lab
     """SHA-256, as hex digits, of class names and of the images and labels of each split, in the order they have."""
     digest = hashlib.sha256(json.dumps(list(classes)).encode())
     for split in SPLITS:
-        digest.update(np.ascontiguousarray(images[split]))
-        digest.update(np.ascontiguousarray(labels[split]))
+        digest.update(np.ascontiguousarray(images[split]).data)
+        digest.update(np.ascontiguousarray(labels[split]).data)
     return digest.hexdigest()

@@ -34,7 +34,7 @@ def download(entry: Entry) -> Path:
     with FileLock(DATA / ".lock"):
         sources = list(entry.sources)
         while not archive.exists():  # else another process was here meanwhile
-            before, used = part.exists(), set()
+            before, used = part.exists(), set[str]()
             _fetch(entry, sources, part, used)
             if file_digest(part, "md5") == entry.md5:
                 part.replace(archive)
@@ -176,6 +176,7 @@ def _explain(error: Exception) -> str:
     response = getattr(error, "response", None)
     if response is not None:
         return f"{response.status_code} {response.reason}"
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).partition("\n")[0]
+    first: BaseException = error
+    while deeper := first.__cause__ or first.__context__:
+        first = deeper
+    return (getattr(first, "strerror", None) or str(first) or type(first).__name__).partition("\n")[0]

@@ -37,9 +37,9 @@ def read_rgb(file: Path | io.BytesIO, check: Callable[[Image.Image], None] = lam
     Of an animation the first frame. `check` may refuse it before it is decoded. Raises NoImage.
     """
     try:
-        with Image.open(file, formats=FORMATS) as image:
-            check(image)
-            kind = image.format
+        with Image.open(file, formats=FORMATS) as opened:
+            check(opened)
+            image: Image.Image = opened
             if image.getexif().get(ORIENTATION, 1) != 1:
                 image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I") or image.mode == "F":  # more than 8 bits of grey
@@ -50,7 +50,7 @@ def read_rgb(file: Path | io.BytesIO, check: Callable[[Image.Image], None] = lam
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
             image = image.convert("RGB")  # which loads it
-            image.format = kind
+            image.format = opened.format
             return image
     except (NoImage, FileNotFoundError, IsADirectoryError):
         raise
@@ -115,7 +115,8 @@ def _suffix(name: str) -> str:
 
 def read_images(path: Path, entry: Entry | None = None) -> Found:
     """The images at `path`: 32x32 ones of the classes of `entry`, else of any size and class. Raises DataError."""
-    found, roots, others, folders = Found(), {}, [], set()
+    found, others = Found(), list[tuple[str, ...]]()
+    roots, folders = dict[tuple, str](), set[tuple[str, ...]]()
     try:
         for name, size, read in archives.members(path, "decoding"):
             parts = tuple(name.split("/"))
@@ -181,7 +182,7 @@ def decode(read: Callable[[], bytes], size: int, name: str, small: bool) -> tupl
         image = read_rgb(io.BytesIO(read()), check)
     except NoImage as error:
         raise DataError(f"{name} is {error}") from None
-    return image.format.lower(), fit(image), image.size != (SIDE, SIDE)
+    return str(image.format).lower(), fit(image), image.size != (SIDE, SIDE)
 
 
 def copy_of(entry: Entry, found: Found, path: Path) -> Images:

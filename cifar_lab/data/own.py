@@ -88,8 +88,10 @@ def hold_out(path: Path, images: np.ndarray, labels: np.ndarray) -> tuple[dict[s
         parts = train_test_split(np.arange(len(labels)), test_size=TEST_SHARE, stratify=labels, random_state=0)
     except ValueError as error:
         raise DataError(f"{path}: no fifth of each class can be held out for the test ({error})") from None
-    return tuple(
-        {split: values[part] for split, part in zip(SPLITS, parts, strict=True)} for values in (images, labels)
+    by_split = dict(zip(SPLITS, parts, strict=True))
+    return (
+        {split: images[part] for split, part in by_split.items()},
+        {s: labels[part] for s, part in by_split.items()},
     )
 
 
@@ -98,7 +100,7 @@ def _check(path: Path, classes: Sequence[str]) -> None:
         raise DataError(f"{path}: the number of classes is {len(classes):,}, not 2 to {MOST_CLASSES:,}")
     if odd := [name for name in classes if not name.isprintable()]:
         raise DataError(f"{path}: the class {odd[0]!r} has a name that can't be written in a line")
-    by_letters = {}
+    by_letters: dict[str, str] = {}
     for name in classes:
         other = by_letters.setdefault(name.casefold(), name)
         if other != name:

@@ -1,5 +1,6 @@
 """CIFAR-10 and CIFAR-100 as Hugging Face keeps them: Parquet files with encoded images."""
 
+import functools
 import itertools
 import json
 from pathlib import Path
@@ -64,7 +65,7 @@ def _decode(path: Path, found: dict[str, list[Path]], entry: Entry) -> Images:
                 encoded, labels = batch.columns
                 for image, label in zip(encoded.to_pylist(), np.asarray(labels).tolist(), strict=True):
                     name = f"{path}: row {rows} of {file.name}"
-                    kind, pixels, _ = imagefiles.decode(lambda image=image: image["bytes"], 0, name, small=True)
+                    kind, pixels, _ = imagefiles.decode(functools.partial(image.get, "bytes"), 0, name, small=True)
                     images.kinds.add(kind)
                     images.pixels[split, classes[label], f"{file.name} {rows}"] = pixels
                     rows += 1

@@ -1,6 +1,7 @@
 """A source of images, its decoded images, and progress while they are read."""
 
 from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -51,6 +52,6 @@ def progress(items: Collection[T], description: str) -> Iterable[T]:
     return rich.progress.track(items, description, console=Console(stderr=True))
 
 
-def open_with_progress(path: Path, description: str) -> BinaryIO:
+def open_with_progress(path: Path, description: str) -> AbstractContextManager[BinaryIO]:
     """The file for reading bytes, with a progress bar on stderr."""
     return rich.progress.open(path, "rb", description=description, console=Console(stderr=True))

@@ -31,7 +31,7 @@ def dataset_of(client: MlflowClient, run: Run, data_dir: Path | None = None) -> 
     dataset = None if data_dir else find_cached(digest)
     if dataset is None:
         name = store.dataset_name(client, run.info.experiment_id)
-        known = next((known for known in (*ENTRIES, "digits") if re.match(f"{known}(-|$)", name)), None)
+        known = next((known for known in (*ENTRIES, "digits") if re.match(f"{known}(-|$)", name)), "")
         if not (known or data_dir):
             raise UserError(
                 f"the images of {name} are not in data/cache/; make data DATA_DIR=<their folder> decodes them"
