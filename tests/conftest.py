@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 import uuid
+from collections import Counter
 from dataclasses import dataclass, replace
 from multiprocessing import forkserver
 
@@ -130,6 +131,12 @@ def pytest_sessionstart(session):
         ["cifar_lab.execution.experiment", "cifar_lab.commands.reproduce", "mlflow.store.tracking.sqlalchemy_store"]
     )
     forkserver.ensure_running()
+
+
+def pytest_collection_modifyitems(items):
+    """The files with the most slow tests come first, so that no process is left alone with one of them at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 class Driver:

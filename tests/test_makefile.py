@@ -39,7 +39,7 @@ TARGETS = {
 
 
 def make(*arguments, **environment):
-    environment = {**os.environ, "CONDA_DEFAULT_ENV": "", "MAKEFLAGS": "", **environment}
+    environment = {**os.environ, "CONDA_DEFAULT_ENV": "", "MAKEFLAGS": "", "MAKELEVEL": "0", **environment}
     return subprocess.run(["make", *arguments], cwd=REPOSITORY, env=environment, text=True, capture_output=True)
 
 

@@ -47,12 +47,17 @@ class Cluster:
             raise UserError("an experiment of this folder is running on a cluster; wait for it or stop it") from None
         self.ray: Any = ray
         self.gpus, self.accelerator = gpus, "cuda" if gpus else "cpu"
-        self._connect(address)
-        with self.open(1, 1, 1) as submit:
-            try:
-                self.tags, self.precision = submit(_describe, self.accelerator).result()
-            except Exception as error:
-                raise UserError(f"the nodes of {address} can't run cifar_lab: {first_line(error)}") from None
+        try:
+            self._connect(address)
+            with self.open(1, 1, 1) as submit:
+                answer = submit(_describe, self.accelerator)
+                try:
+                    self.tags, self.precision = answer.result()
+                except Exception as error:
+                    raise UserError(f"the nodes of {address} can't run cifar_lab: {first_line(error)}") from None
+        except UserError:
+            self.lock.release()
+            raise
         self.tags["cluster"] = "Ray"
 
     def _connect(self, address: str) -> None:

@@ -176,7 +176,7 @@ def test_an_id_that_several_runs_begin_with_is_refused(copied):
     shared = next(first for first in "0123456789abcdef" if sum(found.startswith(first) for found in ids) > 1)
     code, output = cifar_lab(folder, "reproduce", shared)
     assert (code, output.count("\n")) == (1, 1)
-    assert f"runs have ids that begin with {shared}; give more of it" in output
+    assert f"runs have ids that begin with {shared}; give more digits" in output
 
 
 def test_mistakes_cost_one_line(tracked, tmp_path):
