@@ -41,8 +41,9 @@ class Cluster:
             import ray
         except ModuleNotFoundError:
             raise UsageError("--cluster needs Ray, which make experiment CLUSTER=<address> installs") from None
+        self.lock = locks.claim_cluster()
         try:
-            self.lock = locks.claim_cluster().acquire(timeout=0)
+            self.lock.acquire(timeout=0)
         except Timeout:
             raise UserError("an experiment of this folder is running on a cluster; wait for it or stop it") from None
         self.ray: Any = ray
