@@ -10,7 +10,6 @@ import sys
 import time
 import urllib.request
 import uuid
-from collections import Counter
 from dataclasses import dataclass, replace
 from multiprocessing import forkserver
 
@@ -133,10 +132,12 @@ def pytest_sessionstart(session):
     forkserver.ensure_running()
 
 
+LONGEST = ("test_gpu", "test_resume", "test_cluster", "test_server", "test_distributed", "test_experiment", "test_crash")
+
+
 def pytest_collection_modifyitems(items):
-    """The files with the most slow tests come first, so that no process is left alone with one of them at the end."""
-    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    """The files that take longest come first, so that no process is left alone with one of them at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 class Driver:
