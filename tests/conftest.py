@@ -132,7 +132,15 @@ def pytest_sessionstart(session):
     forkserver.ensure_running()
 
 
-LONGEST = ("test_gpu", "test_resume", "test_cluster", "test_server", "test_distributed", "test_experiment", "test_crash")
+LONGEST = (
+    "test_gpu",
+    "test_resume",
+    "test_cluster",
+    "test_server",
+    "test_distributed",
+    "test_experiment",
+    "test_crash",
+)
 
 
 def pytest_collection_modifyitems(items):
