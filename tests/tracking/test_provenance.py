@@ -1,5 +1,6 @@
 """The record of the code that trained a run."""
 
+import shutil
 import subprocess
 
 import pytest
@@ -45,3 +46,15 @@ def test_where_git_does_not_tell_nothing_is_claimed(repository, monkeypatch, tmp
     monkeypatch.setattr(provenance, "REPOSITORY", repository.resolve())
     monkeypatch.setenv("PATH", "")
     assert provenance._git_tags() == UNKNOWN
+
+
+def test_a_change_in_any_folder_of_the_package_changes_the_digest_of_the_code(tmp_path, monkeypatch):
+    package = shutil.copytree(provenance.PACKAGE, tmp_path / "cifar_lab", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(provenance, "PACKAGE", package)
+    digests = [provenance.machine_tags("cpu")["code_digest"]]
+    folders = [package, *(folder for folder in package.iterdir() if folder.is_dir())]
+    for folder in folders:
+        file = sorted(folder.glob("[a-z]*.py"))[0]
+        file.write_text(file.read_text() + "\n")
+        digests.append(provenance.machine_tags("cpu")["code_digest"])
+    assert len(set(digests)) == len(folders) + 1 >= 9
