@@ -4,17 +4,15 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from cifar_lab import network_files
-from cifar_lab.errors import UsageError, printable
+from cifar_lab.errors import UsageError
+from cifar_lab.experiment_files import read_experiment
 
-EXPERIMENTS = Path("experiments")
 DEFAULTS = 1  # to be raised when the default of a setting changes
-LONGEST = 1 << 20  # largest size of an experiment file in bytes
 Size = Annotated[int, Field(ge=1, le=65_536, strict=True)]
 
 
@@ -52,12 +50,13 @@ def _section_class(values: Any, source: str | None) -> type[ModelConfig]:
         raise UsageError(f"model.kind is missing; write [model] kind = one of {', '.join(network_files.kinds())}")
     source = network_files.find_source(kind) if source is None else source
     module = network_files.load(kind, source)
-    section = module.Config
+    section: type[ModelConfig] = vars(module)["Config"]
     if not issubclass(section, ModelConfig):
         raise UsageError(f"{network_files.FOLDER}/{kind}.py: Config is no subclass of cifar_lab.config.ModelConfig")
     if section.source != source:  # a subclass, because the file may have taken the class of another network
         own = {"source": source, "__annotations__": {"source": ClassVar[str]}, "__module__": module.__name__}
-        module.Config = section = type(section.__name__, (section,), own)
+        section = type(section.__name__, (section,), own)
+        vars(module)["Config"] = section
     return section
 
 
@@ -179,24 +178,6 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     return parse_config(*read_experiment(name), overrides)
 
 
-def read_experiment(name: str) -> tuple[str, str]:
-    """Text and path of `experiments/<name>.toml`, or of a path to a .toml file. Raises UsageError."""
-    path = Path(name) if name.endswith(".toml") else EXPERIMENTS / f"{name}.toml"
-    try:
-        if path.exists() and not path.is_file():
-            raise UsageError(f"{path} is not a file")
-        with path.open("rb") as file:
-            text = file.read(LONGEST + 1)
-        if len(text) > LONGEST:
-            raise UsageError(f"{path} is no experiment file: it has more than {LONGEST:,} bytes")
-        return text.decode().removeprefix("\ufeff"), str(path)
-    except FileNotFoundError:
-        known = ", ".join(sorted(p.stem for p in EXPERIMENTS.glob("*.toml"))) or "none"
-        raise UsageError(f"no experiment {name!r}; {EXPERIMENTS}/ has: {known}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: {error}") from None
-
-
 def parse_config(text: str, place: str, overrides: Sequence[str] = (), source: str | None = None) -> Config:
     """Config from the text of an experiment file, with overrides; `place` names the file in messages.
 
@@ -215,20 +196,16 @@ def parse_config(text: str, place: str, overrides: Sequence[str] = (), source: s
     model = values.get("model")
     try:
         Config.model_validate({**values, "model": ModelConfig(kind="")})  # before torch is loaded with the network
-        values["model"] = model_section(model, source)
+        kind = _section_class(model, source)
+        try:
+            values["model"] = kind.model_validate(model)
+        except ValidationError as error:
+            raise UsageError(_first_line(error, kind)) from None
         return Config.model_validate(values)
     except ValidationError as error:
-        raise UsageError(f"{place}: {_first_line(error, model, source)}") from None
+        raise UsageError(f"{place}: {_first_line(error)}") from None
     except UsageError as error:
         raise UsageError(f"{place}: {error}") from None
-
-
-def experiment_name(name: str) -> str:
-    """`cnn` for `cnn` and for `some/path/cnn.toml`. Raises UsageError for a name with unprintable characters."""
-    found = Path(name).stem if name.endswith(".toml") else name
-    if not found.isprintable():
-        raise UsageError(f"an experiment can't have the name {printable(found)!r}")
-    return found
 
 
 def _parse_override(text: str) -> tuple[str, str, Any]:
@@ -242,17 +219,14 @@ def _parse_override(text: str) -> tuple[str, str, Any]:
         return section, key, raw.strip()  # a bare word is a string
 
 
-def _first_line(error: ValidationError, model: Any, source: str | None) -> str:
-    first, section = error.errors()[0], error.title != "Config"  # of the network's own settings
-    location = [*(["model"] if section else []), *map(str, first["loc"])]
+def _first_line(error: ValidationError, model: type[ModelConfig] | None = None) -> str:
+    """model: the class of the section [model], if the error is in that."""
+    first = error.errors()[0]
+    location = [*(["model"] if model else []), *map(str, first["loc"])]
     where = ".".join(location)
     if first["type"] == "extra_forbidden":
-        known = list(_section_class(model, source).model_fields) if section else _known_keys(location[:-1])
-        return f"unknown key {where}; known here: {', '.join(known)}"
+        section = model or (type(Config.model_fields[location[0]].default) if location[1:] else Config)
+        return f"unknown key {where}; known here: {', '.join(section.model_fields)}"
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     return f"{where} = {first['input']!r}: {first['msg']}" if first["type"] != "missing" else f"{where} is missing"
-
-
-def _known_keys(sections: list[str]) -> list[str]:
-    return list((type(Config.model_fields[sections[0]].default) if sections else Config).model_fields)

@@ -130,7 +130,7 @@ CHANGES = {
             "data.sides=[16, 33]",
             "data.sides.1 = 33: Input should be less than or equal to 32",
         ),
-        ('[model]\nkind = "linear"\n', "data.sides=[16]", "data.sides = [16]: the linear model takes 32 pixels only"),
+        ('[model]\nkind = "linear"\n', "data.sides=[16]", "data.sides = [16]: linear takes 32 pixels only"),
         (
             '[model]\nkind = "cnn"\n',
             "trainer.micro_batch_size=3",

@@ -22,9 +22,9 @@ from cifar_lab.analysis.calibration import Reliability, reliability
 from cifar_lab.analysis.comparison import summarise
 from cifar_lab.analysis.figures import plot_bands, plot_reliability, plot_seeds
 from cifar_lab.analysis.heatmaps import confusion_plot
-from cifar_lab.config import experiment_name
 from cifar_lab.data.cache import Dataset
 from cifar_lab.execution.progress import clock
+from cifar_lab.experiment_files import experiment_name
 from cifar_lab.files import atomic_write
 from cifar_lab.tracking import queries, store, summaries
 from cifar_lab.tracking.artifacts import load_text

@@ -6,8 +6,9 @@ import sys
 from multiprocessing import forkserver
 from typing import Any
 
-from cifar_lab.config import experiment_name, load_config, read_experiment
+from cifar_lab.config import load_config
 from cifar_lab.errors import UsageError, printable
+from cifar_lab.experiment_files import experiment_name, read_experiment
 from cifar_lab.processes import PRELOAD, fork_server
 
 

@@ -3,8 +3,8 @@
 import argparse
 
 from cifar_lab.commands.request import images, import_for_workers, overrides
-from cifar_lab.config import experiment_name, read_experiment
 from cifar_lab.execution.space import parse_space
+from cifar_lab.experiment_files import experiment_name, read_experiment
 
 
 def run(options: argparse.Namespace) -> int:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from cifar_lab.config import Config, parse_config, read_experiment
+from cifar_lab.config import Config, parse_config
 from cifar_lab.errors import UsageError
+from cifar_lab.experiment_files import read_experiment
 
 RANGE = re.compile(r"([^=]+)=\s*(\S+?)\.\.([^:\s]+)(:log)?\s*")
 

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
 
-from cifar_lab.config import EXPERIMENTS, Config
+from cifar_lab.config import Config
 from cifar_lab.data.cache import Dataset
 from cifar_lab.data.selection import select
 from cifar_lab.data.sources import not_cifar10
@@ -28,6 +28,7 @@ from cifar_lab.execution.local import Pool
 from cifar_lab.execution.progress import Progress
 from cifar_lab.execution.space import Range, Space
 from cifar_lab.execution.trial import open_study
+from cifar_lab.experiment_files import EXPERIMENTS
 from cifar_lab.files import atomic_write
 from cifar_lab.networks.build import check_network
 from cifar_lab.tracking import lifecycle, locks, queries, recovery, store, views

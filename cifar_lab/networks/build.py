@@ -20,11 +20,11 @@ SAMPLE = 5000  # training images for a network's `initialise`, about
 def make_model(config: Config, dataset: Dataset) -> Classifier:
     """The network of `config` with weights from torch's generator, initialised with training images of `dataset`."""
     model = make_network(config, len(dataset.classes), dataset.mean, dataset.std)
-    if hasattr(model.network, "initialise"):
+    if initialise := getattr(model.network, "initialise", None):
         train, _ = split_train(dataset.labels["train"], config.data)
         some = train[:: max(1, len(train) // SAMPLE)]  # all classes, even if the images are ordered by class
         images = torch.from_numpy(dataset.images["train"][some])
-        model.network.initialise(model.normalise(images).permute(0, 3, 1, 2))
+        initialise(model.normalise(images).permute(0, 3, 1, 2))
     return model
 
 

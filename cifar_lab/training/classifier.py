@@ -72,8 +72,8 @@ class Classifier(LightningModule):
 
     def scores(self, images: Tensor) -> Tensor:
         """(b, outputs) of (b, height, width, 3) uint8 images."""
-        if hasattr(self.network, "forward_pixels"):
-            return self.network.forward_pixels(images, self.mean, self.scale)
+        if pixels := getattr(self.network, "forward_pixels", None):
+            return pixels(images, self.mean, self.scale)
         return self.network(self.normalise(images).permute(0, 3, 1, 2))
 
     def forward(self, images: Tensor) -> Tensor:

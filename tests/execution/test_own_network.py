@@ -107,7 +107,7 @@ def test_sweep_pairs_and_devices(trained, unused):
     assert "model.share" in output
     assert len([*(unused / "experiments").glob("mine-*.toml")]) == 1
     output = said(unused, "pairs", "mine", "--data", "digits", "--seeds", "1", "--epochs", "2", "--accelerator", "cpu")
-    assert "mine-one-vs-one: accuracy on the test images of the two classes" in output
+    assert "mine-pairs: accuracy on the test images of the two classes" in output
     said(unused, *RUNS, "--devices", "2", "--seeds", "1", "--epochs", "2")
 
 
@@ -142,5 +142,5 @@ def test_a_mistake_in_the_file_is_told_before_any_worker_starts(unused):
     place(unused)
     (unused / "networks" / "mine.py").write_text(NETWORK.replace("nn.Linear(192, 32)", "nn.Linear(190, 32)"))
     output = said(unused, *RUNS, code=2)
-    assert output.splitlines()[-1].startswith("cifar_lab: networks/mine.py, line 19: RuntimeError: mat1 and mat2")
+    assert output.splitlines()[-1].startswith("cifar_lab: networks/mine.py, line 20: RuntimeError: ")
     assert not MlflowClient(f"sqlite:///{unused / 'mlflow.db'}").get_experiment_by_name("digits")
