@@ -161,7 +161,7 @@ def test_one_flipped_bit_of_a_checkpoint_is_found(digits, tmp_path):
     with pytest.raises(SystemExit):
         train(config, 0, digits, checkpoint, "cpu", callbacks=[Stop(15)])
     whole = bytearray(checkpoint.read_bytes())
-    weights = load_checkpoint(checkpoint)["state_dict"]["head.weight"].numpy().tobytes()
+    weights = load_checkpoint(checkpoint)["state_dict"]["network.head.weight"].numpy().tobytes()
     place = whole.index(weights) + 1000
     whole[place] ^= 1
     checkpoint.write_bytes(whole)
