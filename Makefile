@@ -32,7 +32,7 @@ help:  ## list the targets
 	@echo 'variables: EXPERIMENTS="linear cnn" SEEDS=8|3,5 EPOCHS= ACCELERATOR=auto|cpu|gpu JOBS=auto DEVICES=1 CLUSTER=<address> GPUS= PORT=<port> HOST=<address>'
 	@echo '           DATA=auto|cifar10|cifar100|digits DATA_DIR=<folder, archive or .npz with images> DATA_NAME=<name for your own>'
 	@echo '           RUN=<run id> TOLERANCE=0 METRIC=test/acc FIGURE=<file> IMAGES=<files> MODEL=<run id>|models:/...'
-	@echo '           SPACE="section.key=low..high[:log] ..." TRIALS=20 DEBUG=1'
+	@echo '           SPACE="section.key=low..high[:log] ..." TRIALS=20 TRUST=1 DEBUG=1'
 
 .venv/ready: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cifar-lab needs Python 3.11 or newer; try make PYTHON=python3.12")'
@@ -70,21 +70,21 @@ sweep: $(READY)  ## search SPACE for better settings of one experiment, EXPERIME
 reproduce: $(READY)  ## train run RUN again and say whether it comes out identical
 	$(LAB) reproduce $(call quoted,$(or $(RUN),$(error give RUN=<run id>; make best and make ui show ids))) \
 	    --tolerance $(call quoted,$(TOLERANCE)) --accelerator $(call quoted,$(ACCELERATOR)) \
-	    $(if $(DATA_DIR),--data-dir $(call quoted,$(DATA_DIR)))
+	    $(if $(DATA_DIR),--data-dir $(call quoted,$(DATA_DIR))) $(if $(TRUST),--trust)
 
 compare: $(READY)  ## differences between EXPERIMENTS in METRIC with intervals and p-values, drawn in FIGURE
 	$(LAB) compare $(call each,$(EXPERIMENTS)) --metric $(call quoted,$(METRIC)) \
 	    --figure $(call quoted,$(or $(FIGURE),comparison.png))
 
 report: $(READY)  ## write report.html about EXPERIMENTS: results, curves, errors, calibration, examples
-	$(LAB) report $(call each,$(EXPERIMENTS))
+	$(LAB) report $(call each,$(EXPERIMENTS)) $(if $(TRUST),--trust)
 
 best: $(READY)  ## name the best run by validation accuracy, and the reason
 	$(LAB) best
 
 predict: $(READY)  ## classify the image files IMAGES with the champion, or with MODEL
 	$(LAB) predict $(call quoted,$(or $(IMAGES),$(error give IMAGES="files, folders or patterns"))) \
-	    $(if $(MODEL),--model $(call quoted,$(MODEL)))
+	    $(if $(MODEL),--model $(call quoted,$(MODEL))) $(if $(TRUST),--trust)
 
 serve: $(READY)  ## answer HTTP requests on 127.0.0.1:PORT with the champion, or with MODEL
 	$(LAB) serve $(if $(MODEL),--model $(call quoted,$(MODEL))) --port $(call quoted,$(or $(PORT),5001))

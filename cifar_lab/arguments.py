@@ -73,6 +73,7 @@ def _add_training(add_command: AddCommand) -> None:
     command.add_argument("--tolerance", type=_tolerance, default=0.0, help=text)
     _add_accelerator(command, "default auto: that of the run")
     command.add_argument("--data-dir", type=Path, help="folder or archive with the images; default: the cached ones")
+    _add_trust(command)
 
 
 def _add_results(add_command: AddCommand) -> None:
@@ -84,6 +85,7 @@ def _add_results(add_command: AddCommand) -> None:
     command = add_command("report", help="write a page about experiments: results, curves, errors, calibration")
     command.add_argument("experiments", nargs="+", metavar="experiment", help=REPEATS)
     command.add_argument("--output", type=_page, default="report.html", help="default report.html")
+    _add_trust(command)
 
     add_command("best", help="name the best run by val/acc, and the reason")
 
@@ -95,6 +97,7 @@ def _add_models(add_command: AddCommand) -> None:
     command.add_argument("--model", help=text)
     command.add_argument("--top", type=_positive, default=3, help="number of classes to show; default 3")
     command.add_argument("--json", action="store_true", help="print JSON")
+    _add_trust(command)
 
     command = add_command("serve", help="answer HTTP requests on 127.0.0.1 with MLflow's model server")
     command.add_argument("--model", help="models:/...; default: the champion of the data set")
@@ -121,6 +124,11 @@ def _add_images(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data-dir", type=Path, default=os.environ.get("CIFAR_LAB_DATA") or None, help=text)
     text = "name of images of your own; default: that of the folder or file"
     command.add_argument("--data-name", metavar="name", help=text)
+
+
+def _add_trust(command: argparse.ArgumentParser) -> None:
+    text = "execute the network file that a run on a tracking server has, if networks/ here has another one"
+    command.add_argument("--trust", action="store_true", help=text)
 
 
 def _add_accelerator(command: argparse.ArgumentParser, text: str) -> None:

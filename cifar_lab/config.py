@@ -4,15 +4,15 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
-from cifar_lab.errors import UsageError, printable
+from cifar_lab import network_files
+from cifar_lab.errors import UsageError
+from cifar_lab.experiment_files import read_experiment
 
-EXPERIMENTS = Path("experiments")
-LONGEST = 1 << 20  # largest size of an experiment file in bytes
+DEFAULTS = 1  # to be raised when the default of a setting changes
 Size = Annotated[int, Field(ge=1, le=65_536, strict=True)]
 
 
@@ -22,21 +22,42 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class LinearConfig(Section):
-    """Multinomial logistic regression on the 3,072 pixel values."""
+class ModelConfig(Section):
+    """The settings that all networks have. A network file defines its own in a subclass `Config` (see network_files).
 
-    kind: Literal["linear"]
-    one_vs_one: bool = Field(False, description="one two-class classifier per pair of classes, coupled into one")
+    source: the text of the file, if it is not of this package; fixed_side: whether the network takes 32 pixels only.
+    """
+
+    source: ClassVar[str] = ""
+    fixed_side: ClassVar[bool] = False
+    kind: str
+    one_vs_one: bool = Field(False, description="two-class classifiers per pair of classes, coupled into one")
+
+    def __reduce__(self) -> tuple[Any, ...]:  # for processes and nodes that do not have the file
+        return model_section, (self.model_dump(), self.source)
 
 
-class CNNConfig(Section):
-    """Whitened 2x2 patches, then three blocks of `depth` 3x3 convolutions; `widths` are their channels."""
+def model_section(values: Any, source: str | None = None) -> ModelConfig:
+    """The settings `values` of a network, whose file has the text `source`; by default that is searched for.
 
-    kind: Literal["cnn"]
-    one_vs_one: bool = Field(False, description="as for the linear model; the pairs share one network")
-    directions: int = Field(12, ge=1, le=12, description="principal directions of a patch; two channels each")
-    widths: tuple[Size, Size, Size] = Field((64, 256, 256), strict=False)
-    depth: int = Field(2, ge=1, le=100)
+    Raises UsageError if no kind of network, or one that is not there, is named, ValidationError for other settings.
+    """
+    return values if isinstance(values, ModelConfig) else _section_class(values, source).model_validate(values)
+
+
+def _section_class(values: Any, source: str | None) -> type[ModelConfig]:
+    if not isinstance(values, dict) or not isinstance(kind := values.get("kind"), str):
+        raise UsageError(f"model.kind is missing; write [model] kind = one of {', '.join(network_files.kinds())}")
+    source = network_files.find_source(kind) if source is None else source
+    module = network_files.load(kind, source)
+    section: type[ModelConfig] = vars(module)["Config"]
+    if not issubclass(section, ModelConfig):
+        raise UsageError(f"{network_files.FOLDER}/{kind}.py: Config is no subclass of cifar_lab.config.ModelConfig")
+    if section.source != source:  # a subclass, because the file may have taken the class of another network
+        own = {"source": source, "__annotations__": {"source": ClassVar[str]}, "__module__": module.__name__}
+        section = type(section.__name__, (section,), own)
+        vars(module)["Config"] = section
+    return section
 
 
 class DataConfig(Section):
@@ -110,20 +131,29 @@ class TrainerConfig(Section):
 class Config(Section):
     """Everything but the seed and the images."""
 
-    model: Annotated[LinearConfig | CNNConfig, Field(discriminator="kind")]
+    model: SerializeAsAny[ModelConfig]
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     trainer: TrainerConfig = TrainerConfig()
 
+    @field_validator("model", mode="before")
+    @classmethod
+    def _of_its_kind(cls, values: Any) -> ModelConfig:
+        return model_section(values)
+
     @model_validator(mode="after")
-    def _linear_sees_whole_images(self) -> Self:
-        if self.model.kind == "linear" and set(self.data.sides) != {32}:
-            raise ValueError(f"data.sides = {list(self.data.sides)}: the linear model takes 32 pixels only")
+    def _sees_whole_images(self) -> Self:
+        if self.model.fixed_side and set(self.data.sides) != {32}:
+            raise ValueError(f"data.sides = {list(self.data.sides)}: {self.model.kind} takes 32 pixels only")
         return self
 
     def hash(self, data_digest: str) -> str:
-        """12 hex digits, equal for two runs if and only if they differ in nothing but the seed."""
-        content = json.dumps([self.model_dump(), data_digest], sort_keys=True)
+        """12 hex digits, equal for two runs if and only if they differ in nothing but the seed.
+
+        Settings with default values are left out, so that a new one changes no hash; DEFAULTS counts their changes.
+        """
+        settings = {**self.model_dump(exclude_defaults=True), "network": self.model.source}
+        content = json.dumps([settings, DEFAULTS, data_digest], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def flat(self) -> dict[str, Any]:
@@ -148,28 +178,11 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     return parse_config(*read_experiment(name), overrides)
 
 
-def read_experiment(name: str) -> tuple[str, str]:
-    """Text and path of `experiments/<name>.toml`, or of a path to a .toml file. Raises UsageError."""
-    path = Path(name) if name.endswith(".toml") else EXPERIMENTS / f"{name}.toml"
-    try:
-        if path.exists() and not path.is_file():
-            raise UsageError(f"{path} is not a file")
-        with path.open("rb") as file:
-            text = file.read(LONGEST + 1)
-        if len(text) > LONGEST:
-            raise UsageError(f"{path} is no experiment file: it has more than {LONGEST:,} bytes")
-        return text.decode().removeprefix("\ufeff"), str(path)
-    except FileNotFoundError:
-        known = ", ".join(sorted(p.stem for p in EXPERIMENTS.glob("*.toml"))) or "none"
-        raise UsageError(f"no experiment {name!r}; {EXPERIMENTS}/ has: {known}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: {error}") from None
-
-
-def parse_config(text: str, place: str, overrides: Sequence[str] = ()) -> Config:
+def parse_config(text: str, place: str, overrides: Sequence[str] = (), source: str | None = None) -> Config:
     """Config from the text of an experiment file, with overrides; `place` names the file in messages.
 
-    Raises UsageError for invalid TOML, an unknown key, a wrong type or value.
+    source: the text of the network's file; by default it is searched for.
+    Raises UsageError for invalid TOML, an unknown key, a wrong type or value, or a network file with an error.
     """
     try:
         values = tomllib.loads(text)
@@ -180,18 +193,19 @@ def parse_config(text: str, place: str, overrides: Sequence[str] = ()) -> Config
         if not isinstance(values.setdefault(section, {}), dict):
             raise UsageError(f"{place}: {section} is not a section; write [{section}]")
         values[section][key] = value
+    model = values.get("model")
     try:
+        Config.model_validate({**values, "model": ModelConfig(kind="")})  # before torch is loaded with the network
+        kind = _section_class(model, source)
+        try:
+            values["model"] = kind.model_validate(model)
+        except ValidationError as error:
+            raise UsageError(_first_line(error, kind)) from None
         return Config.model_validate(values)
     except ValidationError as error:
         raise UsageError(f"{place}: {_first_line(error)}") from None
-
-
-def experiment_name(name: str) -> str:
-    """`cnn` for `cnn` and for `some/path/cnn.toml`. Raises UsageError for a name with unprintable characters."""
-    found = Path(name).stem if name.endswith(".toml") else name
-    if not found.isprintable():
-        raise UsageError(f"an experiment can't have the name {printable(found)!r}")
-    return found
+    except UsageError as error:
+        raise UsageError(f"{place}: {error}") from None
 
 
 def _parse_override(text: str) -> tuple[str, str, Any]:
@@ -205,24 +219,14 @@ def _parse_override(text: str) -> tuple[str, str, Any]:
         return section, key, raw.strip()  # a bare word is a string
 
 
-def _first_line(error: ValidationError) -> str:
+def _first_line(error: ValidationError, model: type[ModelConfig] | None = None) -> str:
+    """model: the class of the section [model], if the error is in that."""
     first = error.errors()[0]
-    location = [str(part) for part in first["loc"] if part not in ("linear", "cnn")]
+    location = [*(["model"] if model else []), *map(str, first["loc"])]
     where = ".".join(location)
     if first["type"] == "extra_forbidden":
-        return f"unknown key {where}; known here: {', '.join(_known_keys(location[:-1], first['loc']))}"
-    if first["type"] == "union_tag_not_found":
-        return 'model.kind is missing; write [model] kind = "linear" or "cnn"'
-    if first["type"] == "union_tag_invalid":
-        return f"model.kind = {first['input']['kind']!r}: use linear or cnn"
+        section = model or (type(Config.model_fields[location[0]].default) if location[1:] else Config)
+        return f"unknown key {where}; known here: {', '.join(section.model_fields)}"
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     return f"{where} = {first['input']!r}: {first['msg']}" if first["type"] != "missing" else f"{where} is missing"
-
-
-def _known_keys(sections: list[str], location: tuple) -> list[str]:
-    if not sections:
-        return list(Config.model_fields)
-    if sections[0] == "model":
-        return list((LinearConfig if location[1] == "linear" else CNNConfig).model_fields)
-    return list(type(Config.model_fields[sections[0]].default).model_fields)

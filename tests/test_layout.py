@@ -10,11 +10,13 @@ from conftest import REPOSITORY
 from packaging.requirements import Requirement
 
 PACKAGE = REPOSITORY / "cifar_lab"
-# A folder or file may import those before it. `networks` and `training` import each other: a network is a Classifier.
+# A folder or file may import those before it. `networks` and `training` import each other: build.py makes a Classifier.
 ORDER = [
     "errors",
     "processes",
     "files",
+    "experiment_files",
+    "network_files",
     "config",
     "data",
     "training",

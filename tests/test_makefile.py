@@ -26,7 +26,7 @@ TARGETS = {
         {"run": "abc", "tolerance": 0.01, "data_dir": Path("photos")},
     ),
     "compare": (["METRIC=val/acc"], {"experiments": ["linear", "cnn"], "metric": "val/acc"}),
-    "report": (["EXPERIMENTS=a b"], {"experiments": ["a", "b"]}),
+    "report": (["EXPERIMENTS=a b", "TRUST=1"], {"experiments": ["a", "b"], "trust": True}),
     "best": ([], {}),
     "predict": ([f"IMAGES={ODD.replace('$', '$$')}", "MODEL=models:/x@y"], {"images": [ODD], "model": "models:/x@y"}),
     "serve": (["PORT=99"], {"port": 99, "model": None}),

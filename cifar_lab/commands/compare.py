@@ -16,7 +16,7 @@ from cifar_lab.analysis.tables import (
     summary_row,
     unit,
 )
-from cifar_lab.config import experiment_name
+from cifar_lab.experiment_files import experiment_name
 from cifar_lab.files import atomic_write
 from cifar_lab.tracking import queries, store
 from cifar_lab.tracking.lookup import curves_of, load_comparison

@@ -28,7 +28,7 @@ Model = tuple[tuple[str, ...], Callable[[np.ndarray], np.ndarray]]  # classes; (
 def run(options: argparse.Namespace) -> int:
     """Print the top classes of every image with their probabilities; 1 if an image could not be read, else 0."""
     files = _find(options.images)
-    classes, probabilities = _load(store.connect(), options.model)
+    classes, probabilities = _load(store.connect(), options.model, options.trust)
     answers: list[dict[str, Any]] = []
     for start in range(0, len(files), BATCH):
         part = files[start : start + BATCH]
@@ -90,24 +90,24 @@ def read_image(file: Path) -> np.ndarray | str:
         return str(error)
 
 
-def _load(client: MlflowClient, model: str | None) -> Model:
+def _load(client: MlflowClient, model: str | None, trust: bool) -> Model:
     """A registered model by its address, a run's model by the beginning of its id, or the champion."""
     if model is None:
         model = registry.champion_address(client)
     if not model.startswith("models:/"):
-        return _of_run(client, model)
+        return _of_run(client, model, trust)
     found, classes = load_registered(model)
     return classes, found.predict
 
 
-def _of_run(client: MlflowClient, prefix: str) -> Model:
+def _of_run(client: MlflowClient, prefix: str, trust: bool) -> Model:
     from cifar_lab.tracking.load import network_of
     from cifar_lab.tracking.summaries import load_confusion  # imports Lightning, which a registered model does not need
 
     run = queries.find_run(client, prefix)
     if run.data.tags.get("kind") not in ("run", "reproduction") or run.info.status != "FINISHED":
         raise UserError(f"run {prefix} is not a finished run ({run.info.run_name}, {run.info.status})")
-    network = network_of(client, run)
+    network = network_of(client, run, trust)
 
     def compute(pixels: np.ndarray) -> np.ndarray:
         with torch.inference_mode():

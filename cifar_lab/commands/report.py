@@ -22,12 +22,13 @@ from cifar_lab.analysis.calibration import Reliability, reliability
 from cifar_lab.analysis.comparison import summarise
 from cifar_lab.analysis.figures import plot_bands, plot_reliability, plot_seeds
 from cifar_lab.analysis.heatmaps import confusion_plot
-from cifar_lab.config import experiment_name
 from cifar_lab.data.cache import Dataset
 from cifar_lab.execution.progress import clock
+from cifar_lab.experiment_files import experiment_name
 from cifar_lab.files import atomic_write
 from cifar_lab.tracking import queries, store, summaries
-from cifar_lab.tracking.load import config_of, dataset_of, network_of
+from cifar_lab.tracking.artifacts import load_text
+from cifar_lab.tracking.load import dataset_of, network_of
 from cifar_lab.tracking.lookup import Comparison, Item, curves_of, load_comparison
 
 TEMPLATE = "report.html"
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     """Write the page about some experiments, and log it on each of their parents. Raises UserError."""
     client, output = store.connect(), options.output
     comparison = load_comparison(client, [*map(experiment_name, options.experiments)], "test/acc")
-    page = render(client, comparison)
+    page = render(client, comparison, options.trust)
     with atomic_write(output) as path:
         path.write_text(page)
     for item in comparison.items:
@@ -62,13 +63,13 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def render(client: MlflowClient, comparison: Comparison) -> str:
+def render(client: MlflowClient, comparison: Comparison, trust: bool) -> str:
     """The page as self-contained HTML."""
     items, differences = comparison.items, comparison.differences
     shown = {item.name: _shown(item.finished) for item in items}
     best = _shown([run for item in items for run in item.finished])
     dataset = dataset_of(client, best)
-    probabilities = {name: _probabilities(client, run, dataset) for name, run in shown.items()}
+    probabilities = {name: _probabilities(client, run, dataset, trust) for name, run in shown.items()}
     calibration = {name: reliability(p, dataset.labels["test"]) for name, p in probabilities.items()}
     name = next(name for name, run in shown.items() if run.info.run_id == best.info.run_id)
     _, counts = summaries.load_confusion(client, best)
@@ -97,7 +98,7 @@ def render(client: MlflowClient, comparison: Comparison) -> str:
         shown=shown,
         mistakes=_mistakes(dataset, probabilities[name]),
         versions={tag: best.data.tags.get(tag, "") for tag in (*VERSIONS, *ORIGINS)},
-        configs={item.name: config_of(client, item.parent).toml() for item in items},
+        configs={item.name: load_text(client, item.parent, "config.toml") for item in items},
         commands=_commands(items, best, dataset.variables),
     )
 
@@ -109,9 +110,9 @@ def _shown(finished: Sequence[Run]) -> Run:
     return min(finished, key=queries.rank)
 
 
-def _probabilities(client: MlflowClient, run: Run, dataset: Dataset) -> np.ndarray:
+def _probabilities(client: MlflowClient, run: Run, dataset: Dataset, trust: bool) -> np.ndarray:
     """Probabilities of the test images, (n, classes), by the run's network."""
-    network = network_of(client, run)
+    network = network_of(client, run, trust)
     with torch.inference_mode():
         parts = torch.from_numpy(dataset.images["test"]).split(BATCH)
         return torch.cat([network(part) for part in parts]).numpy()

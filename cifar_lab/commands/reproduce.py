@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     original = queries.find_run(client, prefix)
     if original.data.tags.get("kind") not in ("run", "reproduction") or original.info.status != "FINISHED":
         raise UserError(f"run {prefix} is not a finished run ({original.info.run_name}, {original.info.status})")
-    config, dataset = config_of(client, original), dataset_of(client, original, options.data_dir)
+    config, dataset = config_of(client, original, options.trust), dataset_of(client, original, options.data_dir)
     if accelerator == "auto":
         accelerator = _accelerator(original.data.tags.get("accelerator", "unknown"))
     accelerator = resolve_accelerator(accelerator)

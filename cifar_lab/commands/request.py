@@ -6,8 +6,9 @@ import sys
 from multiprocessing import forkserver
 from typing import Any
 
-from cifar_lab.config import experiment_name, load_config
+from cifar_lab.config import load_config
 from cifar_lab.errors import UsageError, printable
+from cifar_lab.experiment_files import experiment_name, read_experiment
 from cifar_lab.processes import PRELOAD, fork_server
 
 
@@ -17,11 +18,14 @@ def requested(options: argparse.Namespace) -> tuple[Any, ...]:
     if len(set(names)) < len(names):
         raise UsageError(f"an experiment is named twice: {', '.join(names)}")
     given = overrides(options)
-    configs = {name: load_config(file, given) for name, file in zip(names, options.experiments, strict=True)}
     if options.cluster and (options.jobs or options.accelerator != "auto"):
         raise UsageError("--cluster places the runs: leave out --jobs and --accelerator; set GPUs with --gpus")
     if options.gpus and not options.cluster:
         raise UsageError("--gpus is only for --cluster; on this machine use --accelerator gpu")
+    for file in options.experiments:
+        read_experiment(file)
+    import_for_workers(options)
+    configs = {name: load_config(file, given) for name, file in zip(names, options.experiments, strict=True)}
     found = images(options)
     if options.cluster:
         from cifar_lab.execution.cluster import Cluster
@@ -39,23 +43,20 @@ def overrides(options: argparse.Namespace) -> list[str]:
 
 
 def images(options: argparse.Namespace) -> tuple[Any, str]:
-    """The data set, and why it is a stand-in ("" if it is not). Prints where it is from.
-
-    The fork server imports in the meantime.
-    """
+    """The data set, and why it is a stand-in ("" if it is not). Prints where it is from."""
     from cifar_lab.data.cache import decoded
     from cifar_lab.data.search import find_source
 
     source = find_source(options.data, options.data_dir, options.data_name)
     if options.data != "digits" and not source.fallback_reason:
         print(f"images from {printable(source.place)}", file=sys.stderr)
-    if not getattr(options, "cluster", None) and (sys.platform != "darwin" or options.accelerator == "cpu"):
-        _import_for_workers()
     return decoded(source), source.fallback_reason
 
 
-def _import_for_workers() -> None:
-    """Start the workers' fork server: it does their imports while this process does its own."""
+def import_for_workers(options: argparse.Namespace) -> None:
+    """Start the workers' fork server, if they will have one: it does their imports while this process does its own."""
+    if getattr(options, "cluster", None) or (sys.platform == "darwin" and options.accelerator != "cpu"):
+        return
     fork_server(PRELOAD)
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers inherit it: the driver handles Ctrl-C
     forkserver.ensure_running()

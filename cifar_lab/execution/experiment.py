@@ -22,6 +22,7 @@ from cifar_lab.execution.jobs import Job, run_jobs
 from cifar_lab.execution.local import Pool
 from cifar_lab.execution.progress import Progress, clock
 from cifar_lab.execution.repeats import Repeats, plan, summarise_repeats
+from cifar_lab.networks.build import check_network
 from cifar_lab.tracking import lifecycle, locks, promotion, queries, registry, store
 from cifar_lab.tracking.recovery import end_dead_runs
 from cifar_lab.training.batches import epoch_costs
@@ -44,6 +45,8 @@ def run_experiments(
     console = Console(highlight=False, markup=False)
     datasets = {name: select(dataset, config.data) for name, config in configs.items()}
     configs = {name: resolve_config(config, datasets[name], workers.precision) for name, config in configs.items()}
+    for name, config in configs.items():
+        check_network(config, datasets[name])
     announcement = _announcement(datasets.values(), fallback_reason)
     console.print(announcement)
     client = store.connect(make=True)
@@ -187,10 +190,10 @@ def _promote(client: MlflowClient, items: Sequence[Repeats]) -> list[str]:
         return ["no run has finished, so there is no best run"]
     best = ranking[0]
     with locks.store_lock():
-        promoted = promotion.promote(client, best, dataset)
+        reason = promotion.promote(client, best, dataset)
     val, test = (f"{stage} acc {best.data.metrics[f'{stage}/acc']:.2%}" for stage in ("val", "test"))
     line = f"best run: {best.info.run_name}, highest val acc of all on these images: {val}, {test}"
-    if not promoted:
-        return [line, f"the champion of {dataset.name} is kept: it was chosen on other validation images"]
+    if reason:
+        return [line, f"it is not the champion of {dataset.name}: {reason}"]
     model = f"models:/{registry.model_name(client, dataset.name)}@{registry.ALIAS}"
     return [line, f'use it: make predict MODEL={model} IMAGES="photos/*.jpg", or make serve MODEL={model}']

@@ -5,10 +5,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from cifar_lab.config import Config, parse_config, read_experiment
+from cifar_lab.config import Config, parse_config
 from cifar_lab.errors import UsageError
+from cifar_lab.experiment_files import read_experiment
 
 RANGE = re.compile(r"([^=]+)=\s*(\S+?)\.\.([^:\s]+)(:log)?\s*")
 
@@ -27,19 +28,22 @@ class Range:
 
 @dataclass(frozen=True)
 class Space:
-    """The experiment `name`, the `text` of its file at the start, `fixed` overrides, and `ranges` to search."""
+    """The experiment `name`, the texts of its file and its network's at the start, `fixed` overrides, and `ranges`.
+
+    source: the text of the network's file; None if it is to be searched for.
+    """
 
     name: str
     file: str
     text: str
+    source: str | None
     fixed: tuple[str, ...]
     ranges: Mapping[str, Range]
 
     def config(self, settings: Mapping[str, float]) -> Config:
         """The experiment with these settings. Raises UsageError if one is invalid."""
-        return parse_config(
-            self.text, self.file, [*self.fixed, *(f"{key}={value!r}" for key, value in settings.items())]
-        )
+        given = [*self.fixed, *(f"{key}={value!r}" for key, value in settings.items())]
+        return parse_config(self.text, self.file, given, self.source)
 
     def study_name(self, config_hash: str) -> str:
         """The name of the study, the same for the same search on the same images."""
@@ -65,7 +69,8 @@ def parse_space(name: str, file: str, overrides: Sequence[str]) -> Space:
     if not ranges:
         raise UsageError("nothing to search; give a range, such as --set optim.learning_rate=0.05..0.5:log")
     text, path = read_experiment(file)
-    space = Space(name, path, text, tuple(fixed), ranges)
+    space = Space(name, path, text, None, tuple(fixed), ranges)
+    space = replace(space, source=space.config({}).model.source)
     for end in ("low", "high"):
         space.config({key: getattr(value, end) for key, value in ranges.items()})
     return space

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
 
-from cifar_lab.config import EXPERIMENTS, Config
+from cifar_lab.config import Config
 from cifar_lab.data.cache import Dataset
 from cifar_lab.data.selection import select
 from cifar_lab.data.sources import not_cifar10
@@ -28,7 +28,9 @@ from cifar_lab.execution.local import Pool
 from cifar_lab.execution.progress import Progress
 from cifar_lab.execution.space import Range, Space
 from cifar_lab.execution.trial import open_study
+from cifar_lab.experiment_files import EXPERIMENTS
 from cifar_lab.files import atomic_write
+from cifar_lab.networks.build import check_network
 from cifar_lab.tracking import lifecycle, locks, queries, recovery, store, views
 from cifar_lab.tracking.provenance import run_tags
 from cifar_lab.tracking.recovery import end_dead_runs
@@ -49,6 +51,7 @@ def run_sweep(space: Space, trials: int, dataset: Dataset, fallback_reason: str,
     base = resolve_config(base, dataset, pool.precision)
     if not base.data.val_size:
         raise UsageError("data.val_size = 0: a sweep needs validation images to choose by")
+    check_network(base, dataset)
     tags = run_tags(space.name, base, dataset, pool.tags)
     client, name = store.connect(make=True), space.study_name(tags["config_hash"])
     try:

@@ -1,37 +1,77 @@
-"""Networks from configs."""
+"""Networks from configs, and what a network file has to define."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from cifar_lab.config import CNNConfig, Config
+from cifar_lab import network_files
+from cifar_lab.config import Config
 from cifar_lab.data.cache import Dataset
 from cifar_lab.data.selection import split_train
-from cifar_lab.networks.cnn import CNN, whitening_filters
-from cifar_lab.networks.linear import LogisticRegression
+from cifar_lab.errors import UsageError
 from cifar_lab.training.augmentation import resize
 from cifar_lab.training.classifier import Classifier
+from cifar_lab.training.one_vs_one import count_pairs
+
+SAMPLE = 5000  # training images for a network's `initialise`, about
 
 
 def make_model(config: Config, dataset: Dataset) -> Classifier:
-    """The network of `config` with weights from torch's generator and whitening from the images of `dataset`."""
+    """The network of `config` with weights from torch's generator, initialised with training images of `dataset`."""
     model = make_network(config, len(dataset.classes), dataset.mean, dataset.std)
-    if isinstance(model, CNN):
+    if initialise := getattr(model.network, "initialise", None):
         train, _ = split_train(dataset.labels["train"], config.data)
-        some = train[:: max(1, len(train) // 5000)]  # all classes, even if the images are ordered by class
+        some = train[:: max(1, len(train) // SAMPLE)]  # all classes, even if the images are ordered by class
         images = torch.from_numpy(dataset.images["train"][some])
-        filters = whitening_filters(model.normalise(images).permute(0, 3, 1, 2), len(model.whitening) // 2)
-        model.whitening.copy_(filters)
+        initialise(model.normalise(images).permute(0, 3, 1, 2))
     return model
 
 
 def make_network(
-    config: Config, classes: int, mean: tuple[float, ...] = (0.0,) * 3, std: tuple[float, ...] = (1.0,) * 3
+    config: Config, classes: int, mean: Sequence[float] = (0.0,) * 3, std: Sequence[float] = (1.0,) * 3
 ) -> Classifier:
-    """The network of `config` with weights from torch's generator and a whitening of zeros."""
-    common = (config.optim, mean, std, classes, config.model.one_vs_one)
-    if not isinstance(config.model, CNNConfig):
-        return LogisticRegression(*common)
-    return CNN(*common, **{name: getattr(config.model, name) for name in ("directions", "widths", "depth")})
+    """The network of `config` with weights from torch's generator, not initialised with images.
+
+    The class `Network` of a network file is an nn.Module. `__init__(config, outputs)` gets the file's `Config`, and
+    `forward` turns normalised (b, 3, side, side) float32 images into (b, outputs) scores. It may define:
+    - `initialise(images)`, called once, before training, with about 5,000 normalised training images;
+    - `forward_pixels(images, mean, scale)`, used instead of `forward`, if it is faster to normalise on the way:
+      (b, side, side, 3) uint8 images, and (3,) so that `(images - mean) * scale` is normalised.
+    """
+    section = config.model
+    outputs = count_pairs(classes) if section.one_vs_one else classes
+    network = network_files.load(section.kind, section.source).Network(section, outputs)
+    return Classifier(network, config.optim, mean, std, classes, section.one_vs_one)
+
+
+def check_network(config: Config, dataset: Dataset) -> None:
+    """Try the network of `config` on two images, if it is not of this package. Raises UsageError, with its line."""
+    section = config.model
+    if not section.source:
+        return
+    name = f"{network_files.FOLDER}/{section.kind}.py"
+    images = torch.from_numpy(dataset.images["train"][:2])
+    with torch.random.fork_rng(devices=[]):
+        try:
+            model = make_model(config, dataset).train()
+            outputs = model.outputs
+            for side in sorted({*config.data.sides}):
+                scores = model.scores(resize(images, side))
+            loss = scores.float().logsumexp(1).mean()
+            if scores.shape != (2, outputs):
+                raise UsageError(f"{name}: forward gives {tuple(scores.shape)} for 2 images, not (2, {outputs})")
+            loss.backward()
+        except UsageError:
+            raise
+        except Exception as error:
+            raise UsageError(network_files.explain(error, name)) from None
+    if odd := {str(p.dtype) for p in model.parameters()} - {"torch.float32"}:
+        raise UsageError(f"{name}: there are parameters of {', '.join(sorted(odd))}; use torch.float32")
+    if not loss.isfinite():
+        raise UsageError(f"{name}: the scores of the first two images are not finite")
+    if not any(p.grad is not None for p in model.parameters()):
+        raise UsageError(f"{name}: no parameter can be trained")
 
 
 class Predictor(nn.Module):

@@ -1,17 +1,24 @@
 """A convolutional network for small images."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from cifar_lab.training.classifier import Classifier
+from cifar_lab.config import ModelConfig, Size
 
 HEAD_SCALE = 30  # lets one learning rate suit the weights of the head and the shifts of batch norm
 
 
-class CNN(Classifier):
+class Config(ModelConfig):
+    """Whitened 2x2 patches, then three blocks of `depth` 3x3 convolutions; `widths` are their channels."""
+
+    directions: int = Field(12, ge=1, le=12, description="principal directions of a patch; two channels each")
+    widths: tuple[Size, Size, Size] = Field((64, 256, 256), strict=False)
+    depth: int = Field(2, ge=1, le=100)
+
+
+class Network(nn.Module):
     """Whitened 2x2 patches, three blocks of `depth` 3x3 convolutions, a global maximum, a linear head.
 
     The first layer is fixed (see whitening_filters). Each block halves the image; its filters start as the identity.
@@ -21,24 +28,25 @@ class CNN(Classifier):
 
     whitening: Tensor
 
-    def __init__(self, *common: Any, directions: int, widths: tuple[int, int, int], depth: int) -> None:
-        super().__init__(*common)
-        self.register_buffer("whitening", torch.zeros(2 * directions, 3, 2, 2))
+    def __init__(self, config: Config, outputs: int) -> None:
+        super().__init__()
+        self.register_buffer("whitening", torch.zeros(2 * config.directions, 3, 2, 2))
         layers: list[nn.Module] = []
-        before = 2 * directions
-        for width in widths:
+        before = 2 * config.directions
+        for width in config.widths:
             layers += [identity_convolution(before, width), nn.MaxPool2d(2), shift_norm(width), nn.SiLU()]
-            for _ in range(depth - 1):
+            for _ in range(config.depth - 1):
                 layers += [identity_convolution(width, width), shift_norm(width), nn.SiLU()]
             before = width
         self.features = nn.Sequential(*layers)
-        self.head = nn.Linear(before, self.outputs, bias=False)
+        self.head = nn.Linear(before, outputs, bias=False)
         nn.init.normal_(self.head.weight)
-        self.to(memory_format=torch.channels_last)
 
-    def scores(self, images: Tensor) -> Tensor:
-        x = self.normalise(images).permute(0, 3, 1, 2)
-        x = F.silu(F.conv2d(x, self.whitening))
+    def initialise(self, images: Tensor) -> None:
+        self.whitening.copy_(whitening_filters(images, len(self.whitening) // 2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.silu(F.conv2d(images, self.whitening))
         return self.head(self.features(x).amax((2, 3))) / HEAD_SCALE
 
 

@@ -1,24 +1,29 @@
 """Multinomial logistic regression."""
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifar_lab.training.classifier import Classifier
+from cifar_lab.config import ModelConfig
 
 
-class LogisticRegression(Classifier):
-    """Multinomial logistic regression on the 3,072 normalised pixel values.
+class Config(ModelConfig):
+    """Multinomial logistic regression on the 3,072 pixel values."""
 
-    The normalisation is folded into the weights, which are fewer than the pixels of a batch.
-    """
+    fixed_side = True
 
-    def __init__(self, *common: Any) -> None:
-        super().__init__(*common)
-        self.head = nn.Linear(32 * 32 * 3, self.outputs)
 
-    def scores(self, images: Tensor) -> Tensor:
-        mean, scale = self.mean.repeat(32 * 32), self.scale.repeat(32 * 32)
+class Network(nn.Module):
+    """Multinomial logistic regression on the 3,072 normalised pixel values."""
+
+    def __init__(self, config: Config, outputs: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(32 * 32 * 3, outputs)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(images.permute(0, 2, 3, 1).flatten(1))
+
+    def forward_pixels(self, images: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+        """`forward` of (b, 32, 32, 3) uint8 images: normalises the weights, which are fewer than the pixels."""
+        mean, scale = mean.repeat(32 * 32), scale.repeat(32 * 32)
         weight = self.head.weight * scale
         return F.linear(images.flatten(1).float(), weight, self.head.bias - weight @ mean)

@@ -16,6 +16,7 @@ from cifar_lab.errors import UserError
 from cifar_lab.tracking.places import is_local
 from cifar_lab.tracking.store import explain
 
+NETWORK = "network.py"  # artifact: the file of a network that is not of this package
 DIGESTS = "digests"  # tag: JSON with the digest of each text by path
 
 
@@ -24,15 +25,20 @@ def log_texts(client: MlflowClient, run_id: str, texts: Mapping[str, str]) -> No
     digests = _digests(client.get_run(run_id))
     for path, text in texts.items():
         client.log_text(run_id, text, path)
-        digests[path] = _digest(text)
+        digests[path] = digest_of(text)
     client.set_tag(run_id, DIGESTS, json.dumps(digests))
+
+
+def text_digest(run: Run, path: str) -> str:
+    """The digest of a text that log_texts logged; "" if it logged none of that path."""
+    return _digests(run).get(path, "")
 
 
 def load_text(client: MlflowClient, run: Run, path: str) -> str:
     """A text that log_texts logged. Raises UserError if it is missing or damaged."""
     with downloaded(client, run, path) as file:
         text = file.read_bytes().decode(errors="replace")
-    if _digests(run).get(path, _digest(text)) != _digest(text):
+    if _digests(run).get(path, digest_of(text)) != digest_of(text):
         raise UserError(f"the artifact {path} of {run.info.run_name} ({run.info.run_id}) is damaged")
     return text
 
@@ -57,5 +63,6 @@ def _digests(run: Run) -> dict[str, str]:
         return {}
 
 
-def _digest(text: str) -> str:
+def digest_of(text: str) -> str:
+    """16 hex digits of a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]

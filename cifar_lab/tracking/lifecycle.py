@@ -14,7 +14,7 @@ from mlflow.tracking import MlflowClient
 from cifar_lab.config import Config
 from cifar_lab.data.cache import Dataset
 from cifar_lab.tracking import queries
-from cifar_lab.tracking.artifacts import log_texts
+from cifar_lab.tracking.artifacts import NETWORK, log_texts
 from cifar_lab.tracking.store import explain, short_timeouts
 
 ERROR = "error.txt"  # artifact: traceback of a failed run
@@ -55,7 +55,8 @@ def _describe(
 ) -> None:
     """Log parameters, config and images. Parent first: MLflow fails if two runs log a new data set at the same time."""
     client.log_batch(run_id, params=[Param(key, str(value)) for key, value in parameters.items()])
-    log_texts(client, run_id, {"config.toml": config.toml()})
+    texts = {"config.toml": config.toml()} | ({NETWORK: config.model.source} if config.model.source else {})
+    log_texts(client, run_id, texts)
     client.log_inputs(run_id, _inputs(dataset))
 
 

@@ -1,28 +1,57 @@
 """Config, images and network of a tracked run."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import torch
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from cifar_lab.config import Config, parse_config
+from cifar_lab.config import Config, DataConfig, parse_config
 from cifar_lab.data.cache import Dataset, find_cached, load_dataset
 from cifar_lab.data.catalogue import ENTRIES
 from cifar_lab.data.selection import select
-from cifar_lab.errors import UserError, first_line
+from cifar_lab.errors import UsageError, UserError, first_line
+from cifar_lab.network_files import FOLDER, find_source
 from cifar_lab.networks.build import Predictor, make_network
 from cifar_lab.tracking import store
-from cifar_lab.tracking.artifacts import downloaded, load_text
+from cifar_lab.tracking.artifacts import NETWORK, digest_of, downloaded, load_text, text_digest
+from cifar_lab.tracking.places import is_local
 from cifar_lab.tracking.summaries import load_confusion
 from cifar_lab.training.checkpoints import weights_digest
 
 
-def config_of(client: MlflowClient, run: Run) -> Config:
-    """The tracked config of a run."""
-    text = load_text(client, run, "config.toml")
-    return parse_config(text, f"config.toml of {run.info.run_name} ({run.info.run_id})")
+class NotTrusted(UserError):
+    """A network file from a server that nobody has said may be executed."""
+
+
+def config_of(client: MlflowClient, run: Run, trust: bool = False) -> Config:
+    """The tracked config of a run.
+
+    The file of a network that is not of this package is executed. That of this folder is taken if it is the same, else
+    the run's own. Raises NotTrusted if the latter is on a server, unless `trust` is true.
+    """
+    source, digest = "", text_digest(run, NETWORK)
+    text, name = load_text(client, run, "config.toml"), f"{run.info.run_name} ({run.info.run_id})"
+    if digest:
+        kind = tomllib.loads(text)["model"]["kind"]
+        source = _local(kind)
+        if digest_of(source) != digest:
+            if not (trust or is_local()):
+                raise NotTrusted(
+                    f"{name} has its own network file, which is not the {FOLDER}/{kind}.py here: read its artifact "
+                    f"{NETWORK}, and give --trust to execute it"
+                )
+            source = load_text(client, run, NETWORK)
+    return parse_config(text, f"config.toml of {name}", source=source)
+
+
+def _local(kind: str) -> str:
+    try:
+        return find_source(kind)
+    except UsageError:
+        return ""
 
 
 def dataset_of(client: MlflowClient, run: Run, data_dir: Path | None = None) -> Dataset:
@@ -43,12 +72,16 @@ def dataset_of(client: MlflowClient, run: Run, data_dir: Path | None = None) -> 
             f"{run.info.run_name} was trained on other images (digest {digest[:12]}) than those {place}: "
             f"{dataset.title} (digest {dataset.digest[:12]})"
         )
-    return select(dataset, config_of(client, run).data)
+    settings = tomllib.loads(load_text(client, run, "config.toml"))
+    return select(dataset, DataConfig.model_validate(settings["data"]))
 
 
-def network_of(client: MlflowClient, run: Run) -> Predictor:
-    """The trained network of a finished run, on the CPU. Raises UserError if its checkpoint is damaged or foreign."""
-    config, name = config_of(client, run), f"{run.info.run_name} ({run.info.run_id})"
+def network_of(client: MlflowClient, run: Run, trust: bool = False) -> Predictor:
+    """The trained network of a finished run, on the CPU. Raises UserError if its checkpoint is damaged or foreign.
+
+    trust: see config_of.
+    """
+    config, name = config_of(client, run, trust), f"{run.info.run_name} ({run.info.run_id})"
     network = make_network(config, len(load_confusion(client, run)[0]))
     with downloaded(client, run, "checkpoints/last.ckpt") as file:
         try:

@@ -15,28 +15,39 @@ from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
 
 from cifar_lab.data.cache import Dataset
+from cifar_lab.errors import UserError, first_line
 from cifar_lab.tracking import registry
-from cifar_lab.tracking.load import network_of
+from cifar_lab.tracking.load import NotTrusted, network_of
 from cifar_lab.tracking.registry import ON_CPU, find_champion, model_digest, model_name
 from cifar_lab.tracking.store import DATASET
 
 
-def promote(client: MlflowClient, best: Run, dataset: Dataset) -> bool:
+class NotExportable(UserError):
+    """torch.export can't take a network."""
+
+
+def promote(client: MlflowClient, best: Run, dataset: Dataset) -> str:
     """Tag `best` as the best run with its images and split, and make its model the champion of the data set.
 
-    Returns False and keeps the champion if that was chosen on other validation images: they can't be compared.
+    Returns "", or why it is not the champion: its network can't be exported, or the champion was chosen on other
+    validation images, so that they can't be compared.
     """
     same = {tag: best.data.tags[tag] for tag in ("data_digest", "split_digest")}
     name = model_name(client, dataset.name)
     champion = find_champion(client, name)
-    comparable = champion is None or same.items() <= champion.data.tags.items()
-    if comparable and (champion is None or champion.info.run_id != best.info.run_id):
-        client.set_registered_model_alias(name, registry.ALIAS, register_model(client, best, dataset, name))
+    reason = ""
+    if champion and not same.items() <= champion.data.tags.items():
+        reason = "the champion stays, because it was chosen on other validation images"
+    elif champion is None or champion.info.run_id != best.info.run_id:
+        try:
+            client.set_registered_model_alias(name, registry.ALIAS, register_model(client, best, dataset, name))
+        except (NotExportable, NotTrusted) as error:
+            reason = str(error)
     for run in client.search_runs([best.info.experiment_id], "tags.best = 'true'"):
         if run.info.run_id != best.info.run_id and same.items() <= run.data.tags.items():
             client.delete_tag(run.info.run_id, "best")
     client.set_tag(best.info.run_id, "best", "true")
-    return comparable
+    return reason
 
 
 class _OnCPU:
@@ -51,7 +62,10 @@ class _OnCPU:
 
 
 def register_model(client: MlflowClient, run: Run, dataset: Dataset, name: str) -> str:
-    """Log the Predictor of a run in torch.export's format (no pickles) and register it as `name`; its new version."""
+    """Log the Predictor of a run in torch.export's format (no pickles) and register it as `name`; its new version.
+
+    Raises NotExportable.
+    """
     model = network_of(client, run)
     tags = {
         "mlflow.user": "-",
@@ -59,20 +73,26 @@ def register_model(client: MlflowClient, run: Run, dataset: Dataset, name: str) 
     }  # by default the login and a path
     logged = client.create_logged_model(run.info.experiment_id, "model", run.info.run_id, tags)
     warnings.filterwarnings("ignore", message="No complete tensor found in the group")  # from torch.export itself
-    Model.log(
-        None,
-        _OnCPU,
-        name="model",
-        model_id=logged.model_id,
-        pytorch_model=model,
-        input_example=dataset.images["test"][:2].copy(),  # two: with one, torch.export would fix the batch size
-        signature=ModelSignature(
-            Schema([TensorSpec(np.dtype(np.uint8), (-1, 32, 32, 3))]),
-            Schema([TensorSpec(np.dtype(np.float32), (-1, len(dataset.classes)))]),
-        ),
-        metadata={"classes": list(dataset.classes)},
-        pip_requirements=[f"{package}=={version(package)}" for package in ("mlflow", "torch", "numpy")],
-    )
+    try:
+        Model.log(
+            None,
+            _OnCPU,
+            name="model",
+            model_id=logged.model_id,
+            pytorch_model=model,
+            input_example=dataset.images["test"][:2].copy(),  # two: with one, torch.export would fix the batch size
+            signature=ModelSignature(
+                Schema([TensorSpec(np.dtype(np.uint8), (-1, 32, 32, 3))]),
+                Schema([TensorSpec(np.dtype(np.float32), (-1, len(dataset.classes)))]),
+            ),
+            metadata={"classes": list(dataset.classes)},
+            pip_requirements=[f"{package}=={version(package)}" for package in ("mlflow", "torch", "numpy")],
+        )
+    except (MlflowException, OSError):  # of the store; requests' errors are OSErrors
+        raise
+    except Exception as error:  # torch.export has many kinds
+        client.delete_logged_model(logged.model_id)
+        raise NotExportable(f"torch.export can't take its network ({first_line(error)})") from None
     client.log_outputs(run.info.run_id, [LoggedModelOutput(logged.model_id, step=0)])
     try:
         client.create_registered_model(name)

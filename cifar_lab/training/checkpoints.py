@@ -35,7 +35,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def weights_digest(model: torch.nn.Module) -> str:
     """16 hex digits from names, dtypes, shapes and bytes of the state dict, the same on every device."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted((name.removeprefix("network."), t) for name, t in model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -2,12 +2,13 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from cifar_lab.config import OptimConfig
 from cifar_lab.errors import UserError
@@ -25,7 +26,7 @@ class Diverged(UserError):
 class Classifier(LightningModule):
     """From (b, 32, 32, 3) uint8 images to (b, classes) logits; normalises by channel `mean` and `std` itself.
 
-    A network defines `scores`, (b, outputs), which are the logits. With `one_vs_one` there is one score per pair of
+    The scores of `network`, (b, outputs), are the logits. With `one_vs_one` there is one score per pair of
     classes, trained on the images of its two classes only; PairwiseCoupling turns them into logits, and
     `pair_errors[stage]` counts the errors of the pairs, (classes, classes).
     Every epoch logs `{train,val,test}/{loss,acc}`, `lr` (of SGD, in the last step) and `epoch_seconds` (training only);
@@ -36,17 +37,18 @@ class Classifier(LightningModule):
 
     mean: Tensor
     scale: Tensor
-    scores: Callable[[Tensor], Tensor]
 
     def __init__(
         self,
+        network: nn.Module,
         optim: OptimConfig,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
+        mean: Sequence[float],
+        std: Sequence[float],
         classes: int,
         one_vs_one: bool = False,
     ) -> None:
         super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)
         self.optim, self.classes, self.tta = optim, classes, False
         self.coupling = PairwiseCoupling(classes) if one_vs_one else None
         self.outputs = count_pairs(classes) if one_vs_one else classes
@@ -67,6 +69,12 @@ class Classifier(LightningModule):
         rows = images.flatten(2)  # whole rows at once are faster than three channels at a time
         repeats = images.shape[2]
         return ((rows - self.mean.repeat(repeats)) * self.scale.repeat(repeats)).view_as(images)
+
+    def scores(self, images: Tensor) -> Tensor:
+        """(b, outputs) of (b, height, width, 3) uint8 images."""
+        if pixels := getattr(self.network, "forward_pixels", None):
+            return pixels(images, self.mean, self.scale)
+        return self.network(self.normalise(images).permute(0, 3, 1, 2))
 
     def forward(self, images: Tensor) -> Tensor:
         scores = self.scores(images).float()
@@ -155,7 +163,7 @@ class Classifier(LightningModule):
 
     def end_training(self) -> None:
         for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):  # each device has seen its share of the images
+            if isinstance(module, _BatchNorm):  # each device has seen its share of the images
                 for moment in filter(torch.is_tensor, (module.running_mean, module.running_var)):
                     moment.copy_(self.all_reduce(moment, "mean"))
         self.summed_loss("train")  # report a diverged training before validation reports its consequences

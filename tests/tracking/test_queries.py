@@ -79,8 +79,9 @@ def test_champion_stays_if_the_best_run_was_chosen_on_other_images(client, exper
     client.set_registered_model_alias("x", "champion", "1")
     other = add_run(client, experiment_id, metrics(0.9), split="other")
     dataset = SimpleNamespace(name="x")
-    assert promote(client, client.get_run(other), dataset) is False
-    assert promote(client, client.get_run(first), dataset) is True
+    reason = "the champion stays, because it was chosen on other validation images"
+    assert promote(client, client.get_run(other), dataset) == reason
+    assert promote(client, client.get_run(first), dataset) == ""
     assert client.get_model_version_by_alias("x", "champion").run_id == first
     assert [client.get_run(run_id).data.tags.get("best") for run_id in (first, other)] == ["true", "true"]
 

@@ -57,11 +57,11 @@ class Linear(Classifier):
     """A linear classifier of inputs that are not images."""
 
     def __init__(self, inputs, classes):
-        super().__init__(OptimConfig(), (0.5,) * 3, (0.5,) * 3, classes, True)
-        self.head = torch.nn.Linear(inputs, self.outputs)
+        network = torch.nn.Linear(inputs, count_pairs(classes))
+        super().__init__(network, OptimConfig(), (0.5,) * 3, (0.5,) * 3, classes, True)
 
     def scores(self, inputs):
-        return self.head(inputs)
+        return self.network(inputs)
 
 
 def test_trained_pairs_are_those_of_scikit_learn():
@@ -80,7 +80,7 @@ def test_trained_pairs_are_those_of_scikit_learn():
 
     optimizer.step(closure)
     assert model.outputs == count_pairs(classes) == len(reference.estimators_)
-    for weights, estimator in zip(model.head.weight.detach().numpy(), reference.estimators_, strict=True):
+    for weights, estimator in zip(model.network.weight.detach().numpy(), reference.estimators_, strict=True):
         np.testing.assert_allclose(-weights, estimator.coef_[0], rtol=0.02, atol=0.02)  # second class is positive there
     agreement = (model(x).argmax(1).numpy() == reference.predict(inputs)).mean()
     assert agreement > 0.95  # coupled there by votes

@@ -1,9 +1,9 @@
 import os
 import resource
+from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import EXPERIMENTS, WARM
 from pytorch_lightning import Callback
 
@@ -11,8 +11,6 @@ from cifar_lab.config import load_config
 from cifar_lab.data.cache import load_dataset, open_dataset
 from cifar_lab.errors import UserError
 from cifar_lab.files import is_whole
-from cifar_lab.networks import build
-from cifar_lab.networks.linear import LogisticRegression
 from cifar_lab.training.checkpoints import load_checkpoint, weights_digest
 from cifar_lab.training.classifier import Diverged
 from cifar_lab.training.train import resolve_config, train
@@ -163,7 +161,7 @@ def test_one_flipped_bit_of_a_checkpoint_is_found(digits, tmp_path):
     with pytest.raises(SystemExit):
         train(config, 0, digits, checkpoint, "cpu", callbacks=[Stop(15)])
     whole = bytearray(checkpoint.read_bytes())
-    weights = load_checkpoint(checkpoint)["state_dict"]["head.weight"].numpy().tobytes()
+    weights = load_checkpoint(checkpoint)["state_dict"]["network.head.weight"].numpy().tobytes()
     place = whole.index(weights) + 1000
     whole[place] ^= 1
     checkpoint.write_bytes(whole)
@@ -204,14 +202,20 @@ def test_a_loss_far_above_guessing_is_no_result(digits, tmp_path):
             train(config, 0, digits, tmp_path / "run", "cpu")
 
 
-class Dropping(LogisticRegression):
-    def scores(self, images):
-        return F.dropout(super().scores(images), 0.3)  # in validation and test too
+DROPPING = """
+import torch.nn.functional as F
+from cifar_lab.networks.linear import Config, Network as Linear
+
+class Network(Linear):
+    def forward_pixels(self, *arguments):
+        return F.dropout(super().forward_pixels(*arguments), 0.3)  # in validation and test too
+"""
 
 
-def test_what_layers_draw_follows_from_seed_and_epoch(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "LogisticRegression", Dropping)
-    config = config_of("linear", digits, "trainer.epochs=3")
+def test_what_layers_draw_follows_from_seed_and_epoch(digits, tmp_path):
+    (Path("networks")).mkdir()
+    Path("networks/dropping.py").write_text(DROPPING)
+    config = config_of("linear", digits, "trainer.epochs=3", "model.kind=dropping")
     state = torch.get_rng_state()
     whole = train(config, 0, digits, tmp_path / "whole", "cpu")
     assert torch.get_rng_state().equal(state)
@@ -220,8 +224,8 @@ def test_what_layers_draw_follows_from_seed_and_epoch(digits, tmp_path, monkeypa
         train(config, 0, digits, tmp_path / "pieces", "cpu", callbacks=[Stop(17)])
     assert figures(train(config, 0, digits, tmp_path / "pieces", "cpu")) == figures(whole)
     assert figures(train(config, 0, digits, tmp_path / "pieces", "cpu")) == figures(whole)  # complete already
-    monkeypatch.setattr(build, "LogisticRegression", LogisticRegression)
-    assert train(config, 0, digits, tmp_path / "plain", "cpu").weights_digest != whole.weights_digest
+    plain = config_of("linear", digits, "trainer.epochs=3")
+    assert train(plain, 0, digits, tmp_path / "plain", "cpu").weights_digest != whole.weights_digest
 
 
 def test_the_learning_rate_is_that_of_the_last_step(digits, tmp_path):
