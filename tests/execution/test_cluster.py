@@ -35,8 +35,9 @@ class Nodes:
 
 
 @pytest.fixture
-def nodes():
+def nodes(monkeypatch):
     pytest.importorskip("ray", reason="Ray is not installed (make test CLUSTER=1 installs it)")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # by default, the other tests would leave its workers no time
     nodes = Nodes()
     yield nodes
     nodes.cluster.shutdown()
