@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import platform
+import sys
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from benchmarks import commands, inside
 from cifar_lab.analysis.tables import markdown_table
 from cifar_lab.data.cache import load_dataset
+from cifar_lab.errors import UserError
 from cifar_lab.files import atomic_write
 from cifar_lab.training.hardware import processor
 
@@ -35,7 +37,10 @@ def main() -> None:
     if unknown := set(names) - set(MEASURES):
         parser.error(f"no measure {', '.join(unknown)}; known: {', '.join(MEASURES)}")
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # hides its messages about creating tables
-    dataset, _ = load_dataset("cifar10")
+    try:
+        dataset, _ = load_dataset("cifar10")
+    except UserError as error:
+        sys.exit(f"benchmarks: {error}")
     lines = [HEADER]
     print(HEADER, flush=True)
     for name in names:
