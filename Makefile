@@ -105,7 +105,7 @@ check-gpu: $(READY)  ## check whether the GPU here trains correctly, and measure
 	$(LAB) check-gpu
 
 test: $(READY)  ## run all tests
-	$(BIN)python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --durations=25
+	OMP_WAIT_POLICY=passive $(BIN)python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --durations=25
 
 bench: $(READY)  ## measure speed against plain PyTorch, torchvision and scikit-learn: benchmarks/RESULTS.md
 	$(BIN)python -m benchmarks
