@@ -4,22 +4,17 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from cifar_lab import network_files
 from cifar_lab.errors import UsageError
 from cifar_lab.experiment_files import read_experiment
+from cifar_lab.sections import OPTIMISERS, DataConfig, MuonConfig, Optim, Section, TrainerConfig
 
 DEFAULTS = 1  # to be raised when the default of a setting changes
 Size = Annotated[int, Field(ge=1, le=65_536, strict=True)]
-
-
-class Section(BaseModel):
-    """Immutable; unknown keys and wrong types are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -60,80 +55,12 @@ def _section_class(values: Any, source: str | None) -> type[ModelConfig]:
     return section
 
 
-class DataConfig(Section):
-    """Classes, split and augmentation."""
-
-    labels: Literal["fine", "coarse"] = Field("fine", description="coarse: the superclasses of CIFAR-100")
-    classes: tuple[str, ...] = Field((), strict=False, description="two or more classes to keep; default all")
-    val_size: int | None = Field(
-        None,
-        ge=0,
-        le=10**9,
-        description="validation images; default a tenth of the training set, at least one per class",
-    )
-    split_seed: int = Field(0, ge=0, lt=1 << 32)
-    flip: bool = Field(True, description="mirror a training image every other time it is seen")
-    translate: int = Field(2, ge=0, le=16, description="largest shift of a training image, pixels")
-    sides: tuple[Annotated[int, Field(ge=16, le=32, strict=True)], ...] = Field(
-        (32,),
-        strict=False,
-        min_length=1,
-        max_length=1000,
-        description="sides of the training images in pixels, each for an equal share of the epochs",
-    )
-
-    @model_validator(mode="after")
-    def _different_classes(self) -> Self:
-        if len(self.classes) == 1 or len(set(self.classes)) < len(self.classes):
-            raise ValueError(f"data.classes = {list(self.classes)}: name two or more different classes")
-        return self
-
-
-class OptimConfig(Section):
-    """Muon for the filters of convolutions, SGD with Nesterov momentum for the other parameters.
-
-    All learning rates rise linearly during `warmup`, then fall linearly to zero.
-    """
-
-    learning_rate: float = Field(0.05, gt=0, description="of SGD; for the CNN, 0.01 times the batch size works well")
-    momentum: float = Field(0.85, ge=0, lt=1, description="of SGD")
-    weight_decay: float = Field(0.0, ge=0, description="of SGD")
-    filter_learning_rate: float = Field(0.12, gt=0, description="of Muon, relative to a filter bank's norm")
-    filter_momentum: float = Field(0.6, ge=0, lt=1, description="of Muon")
-    label_smoothing: float = Field(0.2, ge=0, lt=1)
-    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the learning rates rise")
-
-
-class TrainerConfig(Section):
-    """Epochs, batch sizes, precision, devices."""
-
-    epochs: int = Field(8, ge=1, le=100_000)
-    batch_size: int = Field(500, ge=1, le=10**6, description="images per optimiser step")
-    micro_batch_size: int | None = Field(
-        None, ge=1, le=10**6, description="images that go through the network at once; default the whole batch"
-    )
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 if the device is faster in it")
-    threads: int = Field(1, ge=1, le=1024, description="CPU threads of one run; their number changes the last bits")
-    devices: int = Field(1, ge=1, le=1024, description="devices that share each batch; batch norm sees one's share")
-    tta: bool = Field(False, description="also score the test set with test-time augmentation")
-
-    @model_validator(mode="after")
-    def _whole_parts(self) -> Self:
-        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
-            part = f"trainer.micro_batch_size = {self.micro_batch_size}"
-            raise ValueError(f"trainer.batch_size = {self.batch_size} is no multiple of {part}")
-        whole = "micro_batch_size" if self.micro_batch_size else "batch_size"
-        if getattr(self, whole) % self.devices:
-            raise ValueError(f"trainer.{whole} = {getattr(self, whole)} can't be shared by {self.devices} devices")
-        return self
-
-
 class Config(Section):
     """Everything but the seed and the images."""
 
     model: SerializeAsAny[ModelConfig]
     data: DataConfig = DataConfig()
-    optim: OptimConfig = OptimConfig()
+    optim: Optim = MuonConfig()
     trainer: TrainerConfig = TrainerConfig()
 
     @field_validator("model", mode="before")
@@ -142,9 +69,13 @@ class Config(Section):
         return model_section(values)
 
     @model_validator(mode="after")
-    def _sees_whole_images(self) -> Self:
+    def _fit_together(self) -> Self:
         if self.model.fixed_side and set(self.data.sides) != {32}:
             raise ValueError(f"data.sides = {list(self.data.sides)}: {self.model.kind} takes 32 pixels only")
+        if self.model.one_vs_one and (self.data.mixup or self.data.cutmix):
+            raise ValueError("model.one_vs_one needs images of one class each; leave data.mixup and data.cutmix at 0")
+        if self.optim.ema and self.trainer.devices > 1:
+            raise ValueError(f"optim.ema is for one device, not for trainer.devices = {self.trainer.devices}")
         return self
 
     def hash(self, data_digest: str) -> str:
@@ -223,10 +154,15 @@ def _first_line(error: ValidationError, model: type[ModelConfig] | None = None) 
     """model: the class of the section [model], if the error is in that."""
     first = error.errors()[0]
     location = [*(["model"] if model else []), *map(str, first["loc"])]
+    sections = {name: type(field.default) for name, field in Config.model_fields.items()}
+    if location[:1] == ["optim"] and location[1:]:
+        sections["optim"] = OPTIMISERS[location.pop(1)]
     where = ".".join(location)
     if first["type"] == "extra_forbidden":
-        section = model or (type(Config.model_fields[location[0]].default) if location[1:] else Config)
+        section = model or (sections[location[0]] if location[1:] else Config)
         return f"unknown key {where}; known here: {', '.join(section.model_fields)}"
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
+    if first["type"] == "union_tag_invalid":
+        return f"optim.kind = {first['input']['kind']!r}: use {', '.join(OPTIMISERS)}"
     return f"{where} = {first['input']!r}: {first['msg']}" if first["type"] != "missing" else f"{where} is missing"

@@ -66,10 +66,12 @@ def test_hash_depends_on_every_setting_and_on_the_images_only(tmp_path):
     config = load_config(path)
     assert config.hash("a") == load_config(path, ["trainer.epochs=8"]).hash("a")
     others = [load_config(path, [f"{key}={value}"]) for key, value in CHANGES.items()]
-    assert set(CHANGES) | {"model.kind"} == set(config.flat())
+    others += [load_config(path, ["optim.schedule=step", *change]) for change in STEPS]
+    assert set(CHANGES) | {"model.kind", "optim.milestones", "optim.gamma"} == set(config.flat())
     assert len({other.hash("a") for other in [config, *others]} | {config.hash("b")}) == len(others) + 2
 
 
+STEPS = ([], ["optim.milestones=[0.4]"], ["optim.gamma=0.2"])
 CHANGES = {
     "model.one_vs_one": "true",
     "data.labels": "coarse",
@@ -79,10 +81,21 @@ CHANGES = {
     "model.depth": 1,
     "data.val_size": 9,
     "data.split_seed": 1,
+    "data.train_size": 1000,
+    "data.label_noise": 0.1,
     "data.flip": "false",
     "data.translate": 0,
+    "data.jitter": 0.1,
+    "data.cutout": 8,
+    "data.mixup": 0.2,
+    "data.cutmix": 1,
     "data.sides": "[16, 32]",
+    "optim.kind": "sgd",
     "optim.learning_rate": 1,
+    "optim.decay_vectors": "false",
+    "optim.schedule": "cosine",
+    "optim.clip_norm": 1,
+    "optim.ema": 0.9,
     "optim.momentum": 0,
     "optim.weight_decay": 0.01,
     "optim.filter_learning_rate": 1,

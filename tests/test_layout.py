@@ -17,6 +17,7 @@ ORDER = [
     "files",
     "experiment_files",
     "network_files",
+    "sections",
     "config",
     "data",
     "training",

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from cifar_lab.config import DataConfig
 from cifar_lab.data.cache import Dataset, channel_statistics
 from cifar_lab.data.catalogue import SPLITS
 from cifar_lab.data.sources import label_type
 from cifar_lab.errors import UsageError
+from cifar_lab.sections import DataConfig
 
 LONGEST_NAME = 30  # of classes, in that of their MLflow experiment
 
@@ -69,17 +69,42 @@ def _only(dataset: Dataset, classes: Sequence[str]) -> Dataset:
 def split_train(labels: np.ndarray, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the training and validation images: stratified, the same for every seed and model.
 
-    Raises UsageError if `data.val_size` is not 0 and does not leave every class an image on both sides.
+    `data.train_size` keeps some of the training images. Fewer of them are part of more, and never validation images.
+    Raises UsageError if `data.val_size` is not 0 and does not leave every class an image on both sides, or if there are
+    fewer training images than `data.train_size`, or fewer of these than classes.
     """
-    if data.val_size == 0:
-        return np.arange(len(labels)), np.arange(0)
-    try:
-        train, val = train_test_split(
-            np.arange(len(labels)), test_size=data.val_size, stratify=labels, random_state=data.split_seed
-        )
-    except ValueError as error:
-        raise UsageError(f"data.val_size = {data.val_size} of {len(labels)} training images: {error}") from None
+    train, val = np.arange(len(labels)), np.arange(0)
+    if data.val_size != 0:
+        try:
+            train, val = train_test_split(train, test_size=data.val_size, stratify=labels, random_state=data.split_seed)
+        except ValueError as error:
+            raise UsageError(f"data.val_size = {data.val_size} of {len(labels)} training images: {error}") from None
+    if data.train_size is not None:
+        train = _first(train, labels[train], data.train_size)
     return np.sort(train), np.sort(val)
+
+
+def _first(train: np.ndarray, labels: np.ndarray, size: int) -> np.ndarray:
+    """`size` of the indices `train`, which are in random order, so that every class keeps its share."""
+    kinds = len(np.unique(labels))
+    if not kinds <= size <= len(train):
+        raise UsageError(f"data.train_size = {size}: there are {len(train)} training images of {kinds} classes")
+    place = np.empty(len(train))
+    for label in np.unique(labels):
+        own = np.flatnonzero(labels == label)
+        place[own] = (np.arange(len(own)) + 0.5) / len(own)
+    return train[np.lexsort((labels, place))[:size]]
+
+
+def noisy_labels(labels: np.ndarray, classes: int, data: DataConfig) -> np.ndarray:
+    """Labels of all training images, of which `data.label_noise` are wrong: any other class is equally likely.
+
+    Depends on `data.split_seed`, not on the seed of a run; the wrong labels of less noise are part of those of more.
+    """
+    generator = np.random.default_rng((data.split_seed, len(labels)))
+    wrong = generator.random(len(labels)) < data.label_noise
+    shifts = generator.integers(1, classes, len(labels))
+    return np.where(wrong, (labels.astype(np.int64) + shifts) % classes, labels).astype(labels.dtype)
 
 
 def split_digest(labels: np.ndarray, data: DataConfig) -> str:

@@ -38,6 +38,9 @@ def make_network(
     - `initialise(images)`, called once, before training, with about 5,000 normalised training images;
     - `forward_pixels(images, mean, scale)`, used instead of `forward`, if it is faster to normalise on the way:
       (b, side, side, 3) uint8 images, and (3,) so that `(images - mean) * scale` is normalised.
+    Beside the class, the file may define `augment(images, labels, generator)`, called with every training batch: from
+    (b, 3, 32, 32) uint8 to the same. Its draws follow (seed, epoch) if they come from `generator`, which is on the CPU,
+    or from torch's own generators.
     """
     section = config.model
     outputs = count_pairs(classes) if section.one_vs_one else classes
@@ -46,7 +49,10 @@ def make_network(
 
 
 def check_network(config: Config, dataset: Dataset) -> None:
-    """Try the network of `config` on two images, if it is not of this package. Raises UsageError, with its line."""
+    """Try the network of `config` on two images, if its file is not of this package, and the file's `augment`.
+
+    Raises UsageError, with the file's line.
+    """
     section = config.model
     if not section.source:
         return
@@ -56,6 +62,12 @@ def check_network(config: Config, dataset: Dataset) -> None:
         try:
             model = make_model(config, dataset).train()
             outputs = model.outputs
+            if augment := vars(network_files.load(section.kind, section.source)).get("augment"):
+                pixels = images.permute(0, 3, 1, 2)
+                changed = augment(pixels, torch.zeros(2, dtype=torch.int64), torch.Generator())
+                if (changed.shape, changed.dtype) != (pixels.shape, pixels.dtype):
+                    got = f"{tuple(changed.shape)} {changed.dtype}"
+                    raise UsageError(f"{name}: augment gives {got}, not {tuple(pixels.shape)} {pixels.dtype}")
             for side in sorted({*config.data.sides}):
                 scores = model.scores(resize(images, side))
             loss = scores.float().logsumexp(1).mean()

@@ -8,13 +8,14 @@ import torch
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from cifar_lab.config import Config, DataConfig, parse_config
+from cifar_lab.config import Config, parse_config
 from cifar_lab.data.cache import Dataset, find_cached, load_dataset
 from cifar_lab.data.catalogue import ENTRIES
 from cifar_lab.data.selection import select
 from cifar_lab.errors import UsageError, UserError, first_line
 from cifar_lab.network_files import FOLDER, find_source
 from cifar_lab.networks.build import Predictor, make_network
+from cifar_lab.sections import DataConfig
 from cifar_lab.tracking import store
 from cifar_lab.tracking.artifacts import NETWORK, digest_of, downloaded, load_text, text_digest
 from cifar_lab.tracking.places import is_local

@@ -6,13 +6,16 @@ import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule, Trainer
 
-from cifar_lab.config import Config, TrainerConfig
+from cifar_lab import network_files
+from cifar_lab.config import Config
 from cifar_lab.data.cache import Dataset
-from cifar_lab.data.selection import split_train
-from cifar_lab.training.augmentation import reflect_border, resize
+from cifar_lab.data.selection import noisy_labels, split_train
+from cifar_lab.sections import TrainerConfig
+from cifar_lab.training.augmentation import augment, draw_augmentation, reflect_border, resize
 
 EVALUATION_BATCH = 250  # images; the activations of twice as many do not fit into a CPU's cache
 FLIPS = 1 << 33  # in place of an epoch in the key of derive_seed
+AUGMENTATION = 2  # last element of the key of derive_seed
 
 
 def derive_seed(*key: int) -> int:
@@ -77,8 +80,10 @@ class TrainBatches:
     """Shuffled and augmented batches of equal size; order and augmentation depend on (seed, epoch) alone.
 
     Augmentation: a shift by up to `translate` pixels into a reflected border; a flip every other time an image is seen,
-    for a random half of them in the first epoch (alternating flip: Keller Jordan, 2024, arXiv 2404.00498); resizing to
-    the epoch's side. An epoch has as many images as fill whole batches of `batch_size`, which come in micro-batches of
+    for a random half of them in the first epoch (alternating flip: Keller Jordan, 2024, arXiv 2404.00498); then what
+    augmentation.augment does, and the network file's own `augment`; at last, resizing to the epoch's side. If images
+    are mixed, labels are (b, classes) float32 shares. An epoch has as many images as fill whole batches of
+    `batch_size`, which come in micro-batches of
     `micro_batch_size`. With several devices, rank r gets the r-th part of every micro-batch.
     """
 
@@ -90,10 +95,13 @@ class TrainBatches:
         seed: int,
         epoch: Callable[[], int],
         rank: int = 0,
+        classes: int = 10,
     ) -> None:
         batch_size, self.batch_size = batch_sizes(config.trainer, len(labels))
         self.count = len(labels) // batch_size * batch_size // self.batch_size * self.batch_size
         self.labels, self.config, self.seed, self.epoch, self.rank = labels, config, seed, epoch, rank
+        self.classes, self.mean = classes, images.view(-1, 3).float().mean(0).round().to(torch.uint8)
+        self.own_augment = vars(network_files.load(config.model.kind, config.model.source)).get("augment")
         self.mirrored = torch.rand(len(labels), generator=_generator(seed, FLIPS)) < 0.5
         padded = reflect_border(reflect_border(images, config.data.translate, 1), config.data.translate, 2)
         padded = torch.cat([padded, padded.flip(2)])  # image n + i is image i of n, mirrored
@@ -114,10 +122,19 @@ class TrainBatches:
         down = torch.arange(32, device=device) * self.width
         side, devices = training_side(self.config, epoch), self.config.trainer.devices
         share = self.batch_size // devices
-        order, starts = (x.view(-1, devices, share)[:, self.rank].reshape(-1).to(device) for x in (order, starts))
-        for index, start in zip(order.split(share), starts.split(share), strict=True):
+        draws = draw_augmentation(self.count, self.config.data, _generator(self.seed, epoch, AUGMENTATION))
+        own = _generator(self.seed, epoch, 1 + self.rank, AUGMENTATION)
+        parts = zip(
+            *(x.view(-1, devices, share, *x.shape[1:])[:, self.rank].to(device) for x in (order, starts, draws)),
+            strict=True,
+        )
+        for index, start, draw in parts:
             images = self.rows.index_select(0, (start[:, None] + down).view(-1)).view(-1, 32, 32, 3)
-            yield resize(images, side), self.labels[index]
+            labels = self.labels[index]
+            images, labels = augment(images, labels, draw, self.config.data, self.mean, self.classes)
+            if self.own_augment:
+                images = self.own_augment(images.permute(0, 3, 1, 2), labels, own).permute(0, 2, 3, 1)
+            yield resize(images, side), labels
 
 
 class CIFAR10DataModule(LightningDataModule):
@@ -134,7 +151,8 @@ class CIFAR10DataModule(LightningDataModule):
 
     def train_dataloader(self) -> TrainBatches:
         rank = self.trainer.global_rank
-        return TrainBatches(*self._tensors("train", 0), self.config, self.seed, self._epoch, rank)
+        classes = len(self.dataset.classes)
+        return TrainBatches(*self._tensors("train", 0), self.config, self.seed, self._epoch, rank, classes)
 
     def val_dataloader(self) -> Batches:
         return self._in_order(self._tensors("train", 1), lambda: training_side(self.config, self._epoch()))
@@ -152,6 +170,8 @@ class CIFAR10DataModule(LightningDataModule):
         images, labels = self.dataset.images[split], self.dataset.labels[split]
         if part is not None:
             index = split_train(labels, self.config.data)[part]
+            if part == 0:
+                labels = noisy_labels(labels, len(self.dataset.classes), self.config.data)
             images, labels = images[index], labels[index]
         device = self.trainer.strategy.root_device
         return torch.from_numpy(images).to(device), torch.from_numpy(labels.astype(np.int64)).to(device)

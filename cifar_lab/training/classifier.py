@@ -10,8 +10,8 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cifar_lab.config import OptimConfig
 from cifar_lab.errors import UserError
+from cifar_lab.sections import OptimConfig
 from cifar_lab.training.augmentation import reflect_border
 from cifar_lab.training.one_vs_one import PairwiseCoupling, count_pairs
 from cifar_lab.training.optimizers import make_optimizer, make_schedule
@@ -81,15 +81,19 @@ class Classifier(LightningModule):
         return self.coupling(scores) if self.coupling else scores
 
     def step(self, batch: Batch, stage: str) -> Tensor:
-        """Loss of one batch; loss and outcomes are stored until the stage ends, so that no step waits for the GPU."""
-        images, labels = batch
+        """Loss of one batch; loss and outcomes are stored until the stage ends, so that no step waits for the GPU.
+
+        The labels are (b,) int64, or (b, classes) float32 shares, of which the largest counts for the outcome.
+        """
+        images, targets = batch
+        labels = targets.argmax(1) if targets.is_floating_point() else targets
         scores = self.scores(images).float()
         logits = self.coupling(scores.detach()) if self.coupling else scores
         smoothing = self.optim.label_smoothing if stage == "train" else 0.0
         if self.coupling and stage == "train":
             loss = self.coupling.loss(scores, labels, smoothing)
         else:
-            loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+            loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
         if self.coupling:
             self.pair_errors[stage] += self.coupling.errors(scores.detach(), labels)
         self.outcomes[stage].append(labels * self.classes + logits.argmax(1))

@@ -1,15 +1,16 @@
 """Optimiser and learning-rate schedule."""
 
+import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from cifar_lab.config import OptimConfig
+from cifar_lab.sections import AdamWConfig, MuonConfig, OptimConfig, SGDConfig
 
 NEWTON_SCHULZ_STEPS = 3
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -83,23 +84,60 @@ def orthogonalise(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     return result
 
 
-def make_optimizer(module: nn.Module, optim: OptimConfig, dtype: torch.dtype) -> Muon:
-    """Muon in `dtype` for the trainable filters of convolutions (4 axes), SGD for the other parameters."""
+def make_optimizer(module: nn.Module, optim: OptimConfig, dtype: torch.dtype) -> Optimizer:
+    """The optimiser of the trainable parameters; the first group has the learning rate `optim.learning_rate`.
+
+    dtype: of Muon's arithmetic. Muon gets the filters of convolutions, but not those that see the three channels of the
+    pixels, such as a ViT's patches, or a part of the channels, such as depthwise ones: their matrices are no maps
+    between features.
+    """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    sgd = {"lr": optim.learning_rate, "momentum": optim.momentum, "weight_decay": optim.weight_decay}
+    if isinstance(optim, SGDConfig):
+        nesterov = optim.nesterov and optim.momentum > 0
+        groups = _groups(parameters, optim)
+        return SGD(groups, optim.learning_rate, optim.momentum, nesterov=nesterov, foreach=True)
+    if isinstance(optim, AdamWConfig):
+        return AdamW(_groups(parameters, optim), optim.learning_rate, optim.betas, optim.eps, foreach=True)
+    assert isinstance(optim, MuonConfig)
+    convolutions = [m for m in module.modules() if isinstance(m, nn.Conv2d) and m.groups == 1 and m.in_channels != 3]
+    filters = {id(convolution.weight) for convolution in convolutions}
+    sgd = {"lr": optim.learning_rate, "momentum": optim.momentum}
     muon = {"lr": optim.filter_learning_rate, "momentum": optim.filter_momentum, "orthogonal": True}
-    groups = [
-        {"params": [p for p in parameters if p.ndim != 4], **sgd},
-        {"params": [p for p in parameters if p.ndim == 4], **muon},
-    ]
-    return Muon([group for group in groups if group["params"]], dtype)
+    rest = _groups([p for p in parameters if id(p) not in filters], optim)
+    return Muon(
+        [*(group | sgd for group in rest), *_group([p for p in parameters if id(p) in filters], **muon)],
+        dtype,
+    )
+
+
+def _groups(parameters: Sequence[nn.Parameter], optim: OptimConfig) -> list[dict[str, Any]]:
+    """Parameter groups with weight decay, and without if biases and norms are to have none."""
+    if optim.decay_vectors:
+        return _group(parameters, weight_decay=optim.weight_decay)
+    matrices = _group([p for p in parameters if p.ndim > 1], weight_decay=optim.weight_decay)
+    return matrices + _group([p for p in parameters if p.ndim <= 1], weight_decay=0.0)
+
+
+def _group(parameters: Sequence[nn.Parameter], **settings: Any) -> list[dict[str, Any]]:
+    return [{"params": list(parameters), **settings}] if parameters else []
 
 
 def make_schedule(optimizer: Optimizer, optim: OptimConfig, steps: int) -> LambdaLR:
-    """Linear warm-up during the share `optim.warmup` of the steps, then linear decay to zero."""
+    """Warm-up during the share `optim.warmup` of the steps, then `optim.schedule`.
+
+    "one-cycle" (Smith and Topin 2017) rises from 1/25 along a cosine, as torch's OneCycleLR; momenta stay as they are.
+    """
     peak = optim.warmup * steps
 
     def factor(step: int) -> float:
-        return (step + 1) / (peak + 1) if step < peak else (steps - step) / (steps - peak)
+        if step < peak:
+            rise = (step + 1) / (peak + 1)
+            return 0.04 + 0.96 * (1 - math.cos(math.pi * rise)) / 2 if optim.schedule == "one-cycle" else rise
+        left = (steps - step) / (steps - peak)
+        if optim.schedule == "constant":
+            return 1.0
+        if optim.schedule == "step":
+            return optim.gamma ** sum(step >= milestone * steps for milestone in optim.milestones)
+        return left if optim.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2
 
     return LambdaLR(optimizer, factor)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.callbacks import Checkpoint, EMAWeightAveraging
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor
 
@@ -94,8 +94,9 @@ def _train(
     exact_fp32()
     record = _Record(checkpoint, report)
     assert config.data.val_size is not None, "config must be resolved"
-    images = len(dataset.labels["train"]) - config.data.val_size
-    trainer = _trainer(rank, config, images, accelerator, [*callbacks, record, _Draws(seed, rank)])
+    images = config.data.train_size or len(dataset.labels["train"]) - config.data.val_size
+    averaging = [EMAWeightAveraging(decay=config.optim.ema)] if config.optim.ema else []
+    trainer = _trainer(rank, config, images, accelerator, [*callbacks, record, *averaging, _Draws(seed, rank)])
     batches = CIFAR10DataModule(dataset, config, seed)
     with _enough_memory(), torch.random.fork_rng(devices=[rank] if accelerator == "cuda" else []):
         torch.manual_seed(derive_seed(seed, INITIALISATION))
@@ -140,6 +141,7 @@ def _trainer(rank: int, config: Config, images: int, accelerator: str, callbacks
         precision="bf16-mixed" if config.trainer.precision == "bf16" else "32-true",
         max_epochs=config.trainer.epochs,
         accumulate_grad_batches=batch_size // micro_batch_size,
+        gradient_clip_val=config.optim.clip_norm,
         limit_val_batches=1.0 if config.data.val_size else 0,
         deterministic="warn" if accelerator == "mps" else True,  # Apple's gradient of max pooling is not deterministic
         num_sanity_val_steps=0,

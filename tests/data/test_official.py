@@ -12,11 +12,11 @@ from conftest import write_images
 from packing import leftovers, noise, pack, write_official
 from PIL import Image
 
-from cifar_lab.config import DataConfig
 from cifar_lab.data.cache import load_dataset
 from cifar_lab.data.catalogue import CIFAR10, CIFAR100, ENTRIES
 from cifar_lab.data.selection import select
 from cifar_lab.errors import DataError
+from cifar_lab.sections import DataConfig
 
 pytestmark = pytest.mark.usefixtures("workplace")
 

@@ -7,11 +7,11 @@ from conftest import write_images
 from packing import noise, pack, write_official
 from PIL import Image
 
-from cifar_lab.config import DataConfig
 from cifar_lab.data.cache import load_dataset
 from cifar_lab.data.catalogue import CIFAR10, CIFAR100
 from cifar_lab.data.selection import select
 from cifar_lab.errors import DataError, UsageError
+from cifar_lab.sections import DataConfig
 
 pytestmark = pytest.mark.usefixtures("workplace")
 

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from cifar_lab.config import DataConfig
 from cifar_lab.data.cache import load_dataset
 from cifar_lab.data.catalogue import CIFAR10
 from cifar_lab.data.selection import select
 from cifar_lab.errors import UsageError
+from cifar_lab.sections import DataConfig
 
 pytestmark = pytest.mark.usefixtures("workplace")
 

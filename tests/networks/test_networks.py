@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from conftest import EXPERIMENTS
 from torch import nn
 
-from cifar_lab.config import Config, OptimConfig, load_config
+from cifar_lab.config import Config, load_config
 from cifar_lab.data.cache import load_dataset
 from cifar_lab.data.selection import split_train
 from cifar_lab.networks.build import Predictor, make_model, make_network
 from cifar_lab.networks.cnn import identity_convolution, whitening_filters
+from cifar_lab.sections import MuonConfig
 from cifar_lab.training.augmentation import resize
 from cifar_lab.training.train import resolve_config
 
@@ -139,7 +140,7 @@ def test_test_time_augmentation_averages_six_views(images):
 
 
 def test_loss_and_confusion_of_four_rows_worked_by_hand():
-    config = Config(model={"kind": "linear"}, optim=OptimConfig(label_smoothing=0.5))
+    config = Config(model={"kind": "linear"}, optim=MuonConfig(label_smoothing=0.5))
     model = make_network(config, 2, (0.5,) * 3, (0.5,) * 3)
     nn.init.zeros_(model.network.head.weight)
     model.network.head.bias.data = torch.tensor([1.0, 3.0]).log()  # every image: class 1 with probability 3/4

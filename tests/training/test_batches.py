@@ -3,9 +3,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cifar_lab.config import Config, DataConfig
+from cifar_lab.config import Config
 from cifar_lab.data.selection import split_digest, split_train
 from cifar_lab.errors import UsageError
+from cifar_lab.sections import DataConfig
 from cifar_lab.training.batches import Batches, TrainBatches, training_side
 
 LABELS = np.repeat(np.arange(10, dtype=np.uint8), 50)

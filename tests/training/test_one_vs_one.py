@@ -7,7 +7,7 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsOneClassifier
 
-from cifar_lab.config import OptimConfig
+from cifar_lab.sections import MuonConfig
 from cifar_lab.training.classifier import Classifier
 from cifar_lab.training.one_vs_one import PairwiseCoupling, count_pairs
 
@@ -58,7 +58,7 @@ class Linear(Classifier):
 
     def __init__(self, inputs, classes):
         network = torch.nn.Linear(inputs, count_pairs(classes))
-        super().__init__(network, OptimConfig(), (0.5,) * 3, (0.5,) * 3, classes, True)
+        super().__init__(network, MuonConfig(), (0.5,) * 3, (0.5,) * 3, classes, True)
 
     def scores(self, inputs):
         return self.network(inputs)

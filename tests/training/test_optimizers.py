@@ -2,12 +2,12 @@ import pytest
 import torch
 from torch import nn
 
-from cifar_lab.config import OptimConfig
+from cifar_lab.sections import MuonConfig
 from cifar_lab.training.optimizers import make_optimizer, make_schedule, orthogonalise
 
 
 def test_rate_rises_to_the_peak_and_falls_to_zero():
-    optim = OptimConfig(learning_rate=1.0, warmup=0.3)
+    optim = MuonConfig(learning_rate=1.0, warmup=0.3)
     optimizer = make_optimizer(nn.Linear(2, 2), optim, torch.float32)
     schedule = make_schedule(optimizer, optim, steps=10)
     rates = []
@@ -34,9 +34,7 @@ def test_matrices_become_nearly_orthogonal_whatever_their_shape():
 
 def test_one_step_worked_by_hand():
     network = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.Flatten(), nn.Linear(2, 1))
-    optim = OptimConfig(
-        learning_rate=0.1, momentum=0.5, weight_decay=0.2, filter_learning_rate=0.3, filter_momentum=0.6
-    )
+    optim = MuonConfig(learning_rate=0.1, momentum=0.5, weight_decay=0.2, filter_learning_rate=0.3, filter_momentum=0.6)
     optimizer = make_optimizer(network, optim, torch.float32)
     filters, weight, bias = network.parameters()
     filters.data = torch.tensor([3.0, 4.0]).view(2, 1, 1, 1)
@@ -60,11 +58,11 @@ def test_a_continued_optimiser_takes_the_same_steps():
 
     whole, parts = nn.Conv2d(2, 3, 3), nn.Conv2d(2, 3, 3)
     parts.load_state_dict(whole.state_dict())
-    optimizers = [make_optimizer(network, OptimConfig(), torch.bfloat16) for network in (whole, parts)]
+    optimizers = [make_optimizer(network, MuonConfig(), torch.bfloat16) for network in (whole, parts)]
     for index in range(4):
         if index == 2:
             state = optimizers[1].state_dict()
-            optimizers[1] = make_optimizer(parts, OptimConfig(), torch.bfloat16)
+            optimizers[1] = make_optimizer(parts, MuonConfig(), torch.bfloat16)
             optimizers[1].load_state_dict(state)
         for optimizer, network in zip(optimizers, (whole, parts), strict=True):
             step(optimizer, network.weight, index)
