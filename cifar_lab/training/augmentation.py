@@ -1,5 +1,6 @@
 """Transformations of image batches, on their device."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.special import betaincinv
@@ -37,9 +38,9 @@ def draw_augmentation(count: int, data: DataConfig, generator: torch.Generator) 
     draws = torch.rand(count, 8, generator=generator)
     draws[:, :2] = 1 + data.jitter * (2 * draws[:, :2] - 1)
     cut = draws[:, 7] < (0.5 if data.mixup else 1.0) if data.cutmix else torch.zeros(count, dtype=torch.bool)
-    alphas = torch.where(cut, data.cutmix, data.mixup).double()
     if data.mixup or data.cutmix:
-        kept = torch.from_numpy(betaincinv(alphas, alphas, draws[:, 4].double())).float()  # of Beta(alpha, alpha)
+        alphas = np.where(cut, data.cutmix, data.mixup)
+        kept = torch.from_numpy(betaincinv(alphas, alphas, draws[:, 4].double().numpy())).float()  # Beta(alpha, alpha)
         draws[:, 4] = kept.where(~cut, 1.0)
         draws[:, 7] = (32 * (1 - kept).sqrt()).where(cut, 0.0)
     return draws

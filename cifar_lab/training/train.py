@@ -95,7 +95,7 @@ def _train(
     record = _Record(checkpoint, report)
     assert config.data.val_size is not None, "config must be resolved"
     images = config.data.train_size or len(dataset.labels["train"]) - config.data.val_size
-    averaging = [EMAWeightAveraging(decay=config.optim.ema)] if config.optim.ema else []
+    averaging = [_Average(decay=config.optim.ema)] if config.optim.ema else []
     trainer = _trainer(rank, config, images, accelerator, [*callbacks, record, *averaging, _Draws(seed, rank)])
     batches = CIFAR10DataModule(dataset, config, seed)
     with _enough_memory(), torch.random.fork_rng(devices=[rank] if accelerator == "cuda" else []):
@@ -174,6 +174,13 @@ class _Record(Checkpoint):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
+
+
+class _Average(EMAWeightAveraging):
+    """The moving average of the weights: used for validation, and what the run ends with."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.on_train_end(trainer, pl_module)  # Lightning leaves it out if the checkpoint was already complete
 
 
 class _Draws(Callback):

@@ -5,11 +5,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from cifar_lab.config import load_config
 from cifar_lab.data.cache import load_dataset
 from cifar_lab.errors import UsageError
 from cifar_lab.networks.build import check_network, make_model
+from cifar_lab.training.batches import TrainBatches
 
 MINE = """
 from pydantic import Field
@@ -106,3 +108,44 @@ def test_a_mistake_costs_one_line_with_the_line_of_the_file(write, old, new, mes
     with pytest.raises(UsageError, match=message) as caught:
         check_network(load_config("mine"), dataset)
     assert "\n" not in str(caught.value)
+
+
+AUGMENT = """
+
+from torchvision.transforms import v2
+from cifar_lab.networks.mlp import Config, Network
+
+def augment(images, labels, generator):
+    drawn = torch.randint(0, 9, (len(images), 1, 1, 1), generator=generator)
+    return v2.RandomPosterize(3, p=0.5)(images) // 2 + drawn.to(torch.uint8)
+"""
+
+
+def test_a_file_with_an_augmentation_of_its_own(write):
+    write("import torch" + AUGMENT)
+    dataset, _ = load_dataset("digits")
+    config = load_config("mine", ["data.val_size=97", "trainer.epochs=2", "optim.kind=adamw"])
+    check_network(config, dataset)
+    images = torch.zeros(100, 32, 32, 3, dtype=torch.uint8)
+
+    def batch(seed, epoch):
+        return next(iter(TrainBatches(images, torch.zeros(100, dtype=torch.int64), config, seed, lambda: epoch)))[0]
+
+    assert batch(0, 0).unique().tolist() == list(range(9))
+    assert batch(0, 0).equal(batch(0, 0))
+    assert not batch(0, 0).equal(batch(0, 1))
+    assert not batch(0, 0).equal(batch(1, 0))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("// 2", "/ 2", r"mine\.py: augment gives \(2, 3, 32, 32\) torch\.float32, not \(2, 3, 32, 32\) torch\.uint8"),
+        ("(images) //", "(images)[:, :1] //", r"mine\.py: augment gives \(2, 1, 32, 32\) torch\.uint8"),
+        ("drawn.to", "drwan.to", r"mine\.py, line 8: NameError: name 'drwan' is not defined"),
+    ],
+)
+def test_a_mistake_in_an_augmentation_costs_one_line(write, old, new, message):
+    write("import torch" + AUGMENT.replace(old, new))
+    with pytest.raises(UsageError, match=message):
+        check_network(load_config("mine"), load_dataset("digits")[0])

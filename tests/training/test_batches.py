@@ -1,10 +1,12 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from cifar_lab.config import Config
-from cifar_lab.data.selection import split_digest, split_train
+from cifar_lab.data.selection import noisy_labels, split_digest, split_train
 from cifar_lab.errors import UsageError
 from cifar_lab.sections import DataConfig
 from cifar_lab.training.batches import Batches, TrainBatches, training_side
@@ -145,3 +147,110 @@ def test_devices_divide_images_in_order(n):
     shares = [list(Batches(images, labels, 250, lambda: 32, rank, devices=3)) for rank in range(3)]
     assert sorted(label for share in shares for _, part in share for label in part.tolist()) == list(range(n))
     assert all(shares)
+
+
+def coloured(n=400):
+    """Images of one grey each, brighter with their number, of classes 0, 1, ..."""
+    images = torch.linspace(40, 200, n).round().to(torch.uint8).view(n, 1, 1, 1).expand(n, 32, 32, 3).contiguous()
+    return images, torch.arange(n) % 10
+
+
+def augmented(**data):
+    """Images before and after augmentation, and the labels, in the order of the batch."""
+    images, labels = coloured()
+    config = Config(model={"kind": "cnn"}, data={"flip": False, "translate": 0, **data}, trainer={"batch_size": 400})
+    (plain, _), (changed, targets) = (
+        next(iter(TrainBatches(images, labels, one, 0, lambda: 3)))
+        for one in (config.model_copy(update={"data": DataConfig(flip=False, translate=0)}), config)
+    )
+    return plain, changed, targets
+
+
+def test_cutout_puts_a_square_of_the_mean_colour_anywhere():
+    plain, changed, _ = augmented(cutout=8)
+    cut = (changed == 120).all(3) & (plain != 120).all(3)
+    assert (changed[~cut] == plain[~cut]).all()
+    sizes = cut.sum((1, 2))[(plain != 120).all(3).all(2).all(1)]
+    assert sizes.max() == 64
+    assert sizes.min() >= 16  # a centre in a corner
+    assert 0.5 < (sizes == 64).float().mean() < 0.65  # (24 / 32) ** 2 lie within the image
+    assert cut.any(0).all()
+
+
+def test_mixup_mixes_images_and_labels_in_the_same_share():
+    plain, changed, shares = augmented(mixup=0.5)
+    others = plain.roll(1, 0)
+    kept = shares.max(1).values
+    assert shares.sum(1).allclose(torch.ones(400))
+    for own, other, mixed, share in zip(plain, others, changed, shares, strict=True):
+        if share.max() == 1:  # both of one class
+            continue
+        assert mixed.unique().numel() == 1
+        parts = {round(own.flatten()[0].item() * s + other.flatten()[0].item() * (1 - s)) for s in share.tolist()}
+        assert mixed.flatten()[0].item() in {part + d for part in parts for d in (-1, 0, 1)}
+    assert 0.75 < kept.mean() < 0.9  # E max(X, 1 - X) is 0.82 for the arcsine distribution
+
+
+def test_cutmix_replaces_the_share_of_the_label():
+    plain, changed, shares = augmented(cutmix=1)
+    kept = (changed == plain).all(3).float().mean((1, 2))
+    different = (plain.roll(1, 0)[:, 0, 0, 0] != plain[:, 0, 0, 0]) & (shares.max(1).values < 1)
+    replaced = (changed == plain.roll(1, 0)).all(3) | (changed == plain).all(3)
+    assert replaced.all()
+    assert (shares - kept[:, None]).abs().min(1).values[different].max() < 1e-6
+    assert different.sum() > 200
+    assert 0.15 < kept.std() < 0.3
+
+
+def test_with_both_half_of_the_images_get_each():
+    _, changed, _ = augmented(mixup=1, cutmix=1)
+    whole = changed.flatten(1).min(1).values == changed.flatten(1).max(1).values
+    assert 0.4 < whole.float().mean() < 0.65  # CutMix replaces all or nothing of a few
+
+
+def test_jitter_changes_brightness_within_its_limits():
+    plain, changed, labels = augmented(jitter=0.1)
+    factors = changed[:, 0, 0, 0] / plain[:, 0, 0, 0]
+    assert labels.dtype == torch.int64
+    assert 0.88 < factors.min() < 0.92
+    assert 1.08 < factors.max() < 1.12
+
+
+def test_augmentation_leaves_the_order_as_it_is_and_changes_with_the_epoch():
+    images, labels = coloured()
+    config = Config(model={"kind": "cnn"}, data={"cutout": 8, "jitter": 0.3}, trainer={"batch_size": 400})
+    first, again, later = (
+        next(iter(TrainBatches(images, labels, config, 0, lambda epoch=epoch: epoch))) for epoch in (0, 0, 2)
+    )
+    assert first[0].equal(again[0])
+    assert not first[0].equal(later[0])
+    plain = Config(model={"kind": "cnn"}, trainer={"batch_size": 400})
+    assert first[1].equal(next(iter(TrainBatches(images, labels, plain, 0, lambda: 0)))[1])
+
+
+def test_a_smaller_training_set_is_stratified_and_part_of_a_larger_one():
+    sizes = (10, 55, 200, 400)
+    sets = [set(split_train(LABELS, DataConfig(val_size=100, train_size=size))[0].tolist()) for size in sizes]
+    assert [len(one) for one in sets] == list(sizes)
+    assert all(small < large for small, large in pairwise(sets))
+    counts = np.bincount(LABELS[sorted(sets[1])], minlength=10)
+    assert counts.sum() == 55
+    assert set(counts) == {5, 6}
+    val = split_train(LABELS, DataConfig(val_size=100))[1]
+    assert split_train(LABELS, DataConfig(val_size=100, train_size=55))[1].tolist() == val.tolist()
+    for size in (9, 401):
+        with pytest.raises(UsageError, match=f"data.train_size = {size}: there are 400 training images of 10 classes"):
+            split_train(LABELS, DataConfig(val_size=100, train_size=size))
+
+
+def test_label_noise_is_symmetric_and_grows():
+    labels = np.repeat(np.arange(10, dtype=np.uint8), 2000)
+    some, more = (noisy_labels(labels, 10, DataConfig(label_noise=share)) for share in (0.2, 0.4))
+    wrong = some != labels
+    assert 0.19 < wrong.mean() < 0.21
+    assert (more[wrong] == some[wrong]).all()
+    assert some.dtype == np.uint8
+    away = np.bincount((some[wrong].astype(int) - labels[wrong]) % 10, minlength=10)
+    assert away[0] == 0
+    assert away[1:].min() > 0.85 * wrong.sum() / 9
+    assert (noisy_labels(labels, 10, DataConfig()) == labels).all()

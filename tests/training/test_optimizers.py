@@ -1,8 +1,9 @@
 import pytest
 import torch
+import torchvision
 from torch import nn
 
-from cifar_lab.sections import MuonConfig
+from cifar_lab.sections import OPTIMISERS, MuonConfig, SGDConfig
 from cifar_lab.training.optimizers import make_optimizer, make_schedule, orthogonalise
 
 
@@ -17,6 +18,57 @@ def test_rate_rises_to_the_peak_and_falls_to_zero():
         schedule.step()
     assert rates == pytest.approx([1 / 4, 2 / 4, 3 / 4, 1, 6 / 7, 5 / 7, 4 / 7, 3 / 7, 2 / 7, 1 / 7])
     assert schedule.get_last_lr()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"schedule": "cosine"}, [1, 0.853553, 0.5, 0.146447]),
+        ({"schedule": "cosine", "warmup": 0.5}, [1 / 3, 2 / 3, 1, 0.5]),
+        ({"schedule": "constant", "warmup": 0.5}, [1 / 3, 2 / 3, 1, 1]),
+        ({"schedule": "step"}, [1, 1, 0.1, 0.01]),
+        ({"schedule": "step", "milestones": (0.25,), "gamma": 0.5}, [1, 0.5, 0.5, 0.5]),
+        ({"schedule": "one-cycle", "warmup": 0.5}, [0.04 + 0.96 * 0.25, 0.04 + 0.96 * 0.75, 1, 0.5]),
+    ],
+)
+def test_schedules_worked_by_hand(settings, expected):
+    optim = SGDConfig(kind="sgd", learning_rate=2.0, **settings)
+    optimizer = make_optimizer(nn.Linear(2, 2), optim, torch.float32)
+    schedule = make_schedule(optimizer, optim, steps=4)
+    rates = []
+    for _ in range(4):
+        rates.append(schedule.get_last_lr()[0] / 2)
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_weight_decay_can_leave_out_biases(kind):
+    network = nn.Linear(1, 1)
+    optim = OPTIMISERS[kind](kind=kind, learning_rate=0.1, weight_decay=0.5, decay_vectors=False)
+    optimizer = make_optimizer(network, optim, torch.float32)
+    network.weight.data.fill_(2.0), network.bias.data.fill_(2.0)
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    steps = 1.9 if kind == "sgd" else 1  # Nesterov's first step; AdamW decays beside its step
+    assert network.weight.item() == pytest.approx(2 * (1 - 0.1 * 0.5 * steps))
+    assert network.bias.item() == 2
+
+
+def test_muon_takes_the_filters_that_it_suits():
+    def filters(name):
+        network = torchvision.models.get_model(name, weights=None)
+        groups = make_optimizer(network, MuonConfig(), torch.float32).param_groups
+        names = {parameter: key for key, parameter in network.named_parameters()}
+        return [[names[p] for p in group["params"]] for group in groups if group["orthogonal"]]
+
+    assert filters("vit_b_16") == []  # its only convolution takes patches of pixels
+    (shuffled,) = filters("shufflenet_v2_x0_5")
+    assert "conv5.0.weight" in shuffled
+    assert "stage2.0.branch2.0.weight" in shuffled  # 1 x 1
+    assert not {"conv1.0.weight", "stage2.0.branch2.3.weight"} & set(shuffled)  # pixels, depthwise
 
 
 def test_matrices_become_nearly_orthogonal_whatever_their_shape():

@@ -114,11 +114,20 @@ class Stop(Callback):
             raise SystemExit
 
 
+AVERAGED = ("optim.ema=0.9", "data.val_size=0", "optim.clip_norm=1")
+MIXED = ("optim.kind=adamw", "optim.learning_rate=0.01", "data.mixup=0.4", "data.cutmix=1", "optim.ema=0.8")
+MOVED = ("optim.kind=sgd", "optim.learning_rate=0.02", "optim.schedule=cosine", "data.jitter=0.2", "data.cutout=8")
+
+
 @pytest.mark.parametrize(
-    ("name", "setting"), [(n, f"trainer.precision={p}") for n, p in MODELS] + [("cnn", "data.val_size=0")]
+    ("name", "settings"),
+    [
+        *((name, [f"trainer.precision={precision}"]) for name, precision in MODELS),
+        *(("cnn", settings) for settings in (["data.val_size=0"], AVERAGED, MIXED, MOVED)),
+    ],
 )
-def test_a_run_in_pieces_is_the_run_in_one_go(digits, tmp_path, name, setting):
-    config = config_of(name, digits, "trainer.epochs=4", setting)
+def test_a_run_in_pieces_is_the_run_in_one_go(digits, tmp_path, name, settings):
+    config = config_of(name, digits, "trainer.epochs=4", *settings)
     whole = train(config, 0, digits, tmp_path / "whole", "cpu")
     reports = []
     for batches in (5, 13, 20):  # 10 batches are an epoch: none, one, then two epochs are completed
@@ -254,3 +263,36 @@ def test_resolved_config_has_nothing_left_open(digits):
     config = config_of("cnn", digits)
     assert config.data.val_size == 143
     assert config.trainer.precision == "fp32"
+
+
+def weights(digits, folder, *settings):
+    """The weights of `linear` after one step of plain SGD per epoch, without augmentation."""
+    overrides = ["optim.kind=sgd", "optim.momentum=0", "optim.learning_rate=0.1", "optim.warmup=0"]
+    plain = ["optim.schedule=constant", "trainer.batch_size=1000000", "data.flip=false", "data.translate=0"]
+    config = config_of("linear", digits, *overrides, *plain, *settings)
+    folder.mkdir(exist_ok=True)
+    return train(config, 0, digits, folder / "-".join(settings), "cpu").model.network.head.weight.detach()
+
+
+def test_the_average_of_the_weights_is_what_a_run_ends_with(digits, tmp_path):
+    first, second = (weights(digits, tmp_path, f"trainer.epochs={epochs}") for epochs in (1, 2))
+    averaged = weights(digits, tmp_path, "trainer.epochs=2", "optim.ema=0.9")
+    torch.testing.assert_close(averaged, 0.9 * first + 0.1 * second)
+    assert not first.equal(second)
+
+
+def test_a_gradient_is_clipped_to_its_largest_norm(digits, tmp_path):
+    first, second = (weights(digits, tmp_path, f"trainer.epochs={epochs}", "optim.clip_norm=1e-3") for epochs in (1, 2))
+    assert 0.9e-4 < (second - first).norm() < 1e-4  # less than learning rate * norm only by what the bias has of it
+    first, second = (weights(digits, tmp_path, f"trainer.epochs={epochs}") for epochs in (1, 2))
+    assert (second - first).norm() > 1e-3
+
+
+def test_fewer_and_mislabelled_images_are_what_is_trained_on(digits, tmp_path):
+    few = train(
+        config_of("linear", digits, "data.train_size=256", "trainer.epochs=1"), 0, digits, tmp_path / "f", "cpu"
+    )
+    assert few.model.confusion["train"].sum() == 256
+    settings = ("data.label_noise=0.5", "trainer.epochs=6")
+    noisy = train(config_of("linear", digits, *settings), 0, digits, tmp_path / "noisy", "cpu").epochs[-1].metrics
+    assert noisy["train/acc"] < 0.6 < 0.8 < noisy["val/acc"]  # validation labels are right
