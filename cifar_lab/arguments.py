@@ -80,6 +80,9 @@ def _add_results(add_command: AddCommand) -> None:
     command = add_command("compare", help="differences between experiments, with intervals and p-values")
     command.add_argument("experiments", nargs="+", metavar="experiment", help=REPEATS)
     command.add_argument("--metric", choices=METRICS, default="test/acc", help="default test/acc")
+    text = "difference that does not matter, in points for accuracies: also test for equality within it"
+    command.add_argument("--margin", type=_tolerance, default=0.0, help=text)
+    command.add_argument("--plan", action="store_true", help="show which differences more or fewer seeds would find")
     command.add_argument("--figure", type=_figure, default="comparison.png", help="default comparison.png")
 
     command = add_command("report", help="write a page about experiments: results, curves, errors, calibration")

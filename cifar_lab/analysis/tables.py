@@ -5,9 +5,21 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from cifar_lab.analysis.comparison import Difference, Sample, Summary
+from cifar_lab.analysis.uncertainty import detectable
 
-SUMMARY_HEADER = ("experiment", "n", "mean", "std", "95 % interval")
-DIFFERENCE_HEADER = ("difference", "n", "mean", "95 % interval, t", "95 % interval, bootstrap", "p", "verdict")
+SUMMARY_HEADER = ("experiment", "n", "mean", "std", "95 %, seeds", "95 %, seeds and images", "ensemble")
+PLANNED = (4, 6, 8, 10, 12, 16, 24, 32)  # seeds
+DIFFERENCE_HEADER = (
+    "difference",
+    "n",
+    "mean",
+    "95 %, seeds",
+    "95 %, seeds and images",
+    "P(first is higher)",
+    "p",
+    "found from",
+    "verdict",
+)
 
 
 def unit(metric: str) -> str:
@@ -25,36 +37,53 @@ def _interval(low: str, high: str) -> str:
 
 
 def summary_row(sample: Sample, summary: Summary) -> list[str]:
-    mean, std, low, high = (
-        _number(sample.metric, value) for value in (summary.mean, summary.std, summary.ci_low, summary.ci_high)
-    )
-    return [f"`{sample.name}`", str(summary.n), mean, std, _interval(low, high)]
+    """Cells under SUMMARY_HEADER."""
+    numbers = summary.mean, summary.std, summary.ci_low, summary.ci_high, *sample.images_ci, sample.ensemble
+    mean, std, low, high, images_low, images_high, ensemble = (_number(sample.metric, value) for value in numbers)
+    intervals = _interval(low, high), _interval(images_low, images_high)
+    return [f"`{sample.name}`", str(summary.n), mean, std, *intervals, ensemble]
 
 
 def difference_row(difference: Difference) -> list[str]:
+    """Cells under DIFFERENCE_HEADER."""
     metric = difference.metric
-    mean, *bounds = (
-        _number(metric, value, "+") for value in (difference.mean, *difference.ci, *difference.bootstrap_ci)
-    )
+    numbers = difference.mean, *difference.ci, *difference.images_ci
+    mean, *bounds = (_number(metric, value, "+") for value in numbers)
+    improvement, low, high = (f"{value:.2f}" for value in difference.improvement)
+    correlation = "" if np.isnan(difference.correlation) else f", r = {difference.correlation:.2f}"
     return [
         f"`{difference.first}` - `{difference.second}`",
-        f"{difference.n} {'paired' if difference.paired else 'each'}",
+        f"{difference.n} {'paired' if difference.paired else 'each'}{correlation}",
         mean,
         _interval(*bounds[:2]),
         _interval(*bounds[2:]),
+        "-" if improvement == "nan" else f"{improvement} ({low} to {high})",
         "-" if np.isnan(difference.p) else f"{difference.p:.3g}",
+        _number(metric, difference.detectable),
         difference.verdict,
     ]
 
 
 def method(differences: Sequence[Difference]) -> str:
-    """How n, p and the intervals of difference_row were computed."""
-    pairs = sum(not np.isnan(difference.p) for difference in differences)
+    """How the numbers of difference_row were computed."""
+    pairs = sum(difference.n > 1 for difference in differences)
     adjusted = f", adjusted for {pairs} pairs (Holm)" if pairs > 1 else ""
+    tests = f"permutation test{adjusted}" if pairs else "McNemar's exact test of two runs"
     return (
-        f"n: common seeds, compared seed by seed (paired), or seeds of each. p: permutation test{adjusted}. Intervals "
-        "are not adjusted; the bootstrap's (BCa) is too narrow for few seeds, so quote t."
+        "Intervals: for another seed on these images (Student's t), and for another seed on other such images. "
+        f"n: common seeds, compared seed by seed (paired; r: their correlation), or seeds of each. p: {tests}. "
+        "Found from: the difference that so many seeds with this spread find in 80 % of the cases."
     )
+
+
+def plan(differences: Sequence[Difference]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: the smallest difference found in 80 % of the cases, by number of seeds, with today's spread."""
+    told = [difference for difference in differences if difference.spread > 0]
+    header = ["seeds", *(f"`{difference.first}` - `{difference.second}`" for difference in told)]
+    rows = [
+        [str(n), *(_number(d.metric, d.spread * detectable(n, d.paired, len(told))) for d in told)] for n in PLANNED
+    ]
+    return header, rows
 
 
 def markdown_row(cells: Iterable[str]) -> str:

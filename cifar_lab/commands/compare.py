@@ -13,12 +13,14 @@ from cifar_lab.analysis.tables import (
     difference_row,
     markdown_table,
     method,
+    plan,
     summary_row,
     unit,
 )
 from cifar_lab.experiment_files import experiment_name
 from cifar_lab.files import atomic_write
 from cifar_lab.tracking import queries, store
+from cifar_lab.tracking.lifecycle import mark_compared
 from cifar_lab.tracking.lookup import curves_of, load_comparison
 
 
@@ -26,13 +28,18 @@ def run(options: argparse.Namespace) -> int:
     """Print and draw a metric of each experiment, and the difference of each pair. Raises UserError."""
     metric, figure = options.metric, options.figure
     client = store.connect()
-    comparison = load_comparison(client, [*map(experiment_name, options.experiments)], metric)
+    margin = options.margin / 100 if metric.endswith("acc") else options.margin
+    comparison = load_comparison(client, [*map(experiment_name, options.experiments)], metric, margin)
     items, first = comparison.items, comparison.items[0].sample
     print(f"{metric}{unit(metric)}; images {first.data}, split {first.split}\n")
     print(markdown_table(SUMMARY_HEADER, [summary_row(item.sample, item.summary) for item in items]))
     if comparison.differences:
         print(f"\n{markdown_table(DIFFERENCE_HEADER, map(difference_row, comparison.differences))}")
         print(f"\n{method(comparison.differences)}")
+        for item in items:
+            mark_compared(client, item.parent, item.sample.values)
+    if options.plan:
+        print(f"\n{markdown_table(*plan(comparison.differences))}")
     for item in items:
         for line in _duplicates(client, item.parent):
             print(f"{item.name}: {line}")

@@ -1,4 +1,4 @@
-"""Text artifacts of runs, logged with their digests, which are verified when they are read back."""
+"""Texts and arrays as artifacts of runs, logged with their digests, which are verified when they are read back."""
 
 import hashlib
 import json
@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from requests import RequestException
 
 from cifar_lab.errors import UserError
+from cifar_lab.files import file_digest
 from cifar_lab.tracking.places import is_local
 from cifar_lab.tracking.store import explain
 
@@ -27,6 +29,25 @@ def log_texts(client: MlflowClient, run_id: str, texts: Mapping[str, str]) -> No
         client.log_text(run_id, text, path)
         digests[path] = digest_of(text)
     client.set_tag(run_id, DIGESTS, json.dumps(digests))
+
+
+def log_arrays(client: MlflowClient, run_id: str, path: str, **arrays: np.ndarray) -> None:
+    """Log arrays in one .npz file."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / Path(path).name
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+        client.log_artifact(run_id, str(file), str(Path(path).parent))
+        digests = _digests(client.get_run(run_id)) | {path: file_digest(file)[:16]}
+    client.set_tag(run_id, DIGESTS, json.dumps(digests))
+
+
+def load_arrays(client: MlflowClient, run: Run, path: str) -> dict[str, np.ndarray]:
+    """Arrays that log_arrays logged. Raises UserError if they are missing or damaged."""
+    with downloaded(client, run, path) as file:
+        if _digests(run).get(path, "") != file_digest(file)[:16]:
+            raise UserError(f"the artifact {path} of {run.info.run_name} ({run.info.run_id}) is damaged")
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
 
 
 def text_digest(run: Run, path: str) -> str:

@@ -3,7 +3,7 @@
 import json
 import os
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from mlflow.entities import Dataset as DatasetEntity
@@ -18,6 +18,7 @@ from cifar_lab.tracking.artifacts import NETWORK, log_texts
 from cifar_lab.tracking.store import explain, short_timeouts
 
 ERROR = "error.txt"  # artifact: traceback of a failed run
+COMPARED = "compared_seeds"  # tag of a parent: the seeds of its first comparison
 
 
 def open_parent(
@@ -106,6 +107,12 @@ def _inputs(dataset: Dataset) -> list[DatasetInput]:
         )
         for split, context in (("train", "training"), ("test", "test"))
     ]
+
+
+def mark_compared(client: MlflowClient, parent: Run, seeds: Iterable[int]) -> None:
+    """Record the seeds of the first comparison of the repeats under `parent`: later ones may be optional stopping."""
+    if COMPARED not in parent.data.tags:
+        client.set_tag(parent.info.run_id, COMPARED, ",".join(map(str, sorted(seeds))))
 
 
 def mark(client: MlflowClient, run_id: str, status: str) -> None:

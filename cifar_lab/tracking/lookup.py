@@ -1,5 +1,6 @@
 """Repeats looked up by name, to compare them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,9 +9,11 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from cifar_lab.analysis.comparison import Difference, Sample, Summary, compare, summarise
+from cifar_lab.analysis.uncertainty import ensemble_accuracy
 from cifar_lab.config import load_config
 from cifar_lab.errors import UsageError, UserError
-from cifar_lab.tracking import queries, recovery
+from cifar_lab.tracking import lifecycle, queries, recovery, summaries
+from cifar_lab.tracking.artifacts import load_arrays, text_digest
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,8 @@ class Comparison:
         return lines
 
 
-def load_comparison(client: MlflowClient, names: Sequence[str], metric: str) -> Comparison:
-    """The repeats with these experiment names, config hashes or parent run ids.
+def load_comparison(client: MlflowClient, names: Sequence[str], metric: str, margin: float = 0.0) -> Comparison:
+    """The repeats with these experiment names, config hashes or parent run ids; margin: see compare.
 
     Raises UserError if one is missing or they can't be compared, UsageError if one does not have the metric.
     """
@@ -73,7 +76,7 @@ def load_comparison(client: MlflowClient, names: Sequence[str], metric: str) -> 
             raise UsageError(f"--metric {metric}: not logged for {parent.info.run_name}, because of its config")
         sample = sample_of(client, parent, metric, _label(parent, parents))
         items.append(Item(parent, finished, sample, summarise([*sample.values.values()])))
-    return Comparison(items, compare([item.sample for item in items]))
+    return Comparison(items, compare([item.sample for item in items], margin))
 
 
 def curves_of(client: MlflowClient, comparison: Comparison) -> tuple[str, dict[str, np.ndarray]]:
@@ -87,13 +90,25 @@ def curves_of(client: MlflowClient, comparison: Comparison) -> tuple[str, dict[s
 
 
 def sample_of(client: MlflowClient, parent: Run, metric: str, name: str) -> Sample:
-    """The metric of the finished runs of `parent`."""
+    """The metric of the finished runs of `parent`, and for an accuracy their answers."""
+    runs = {queries.seed_of(run): run for run in queries.finished_runs(client, parent)}
+    correct, ensemble = {}, math.nan
+    path = summaries.PREDICTIONS.format(metric.partition("/")[0])
+    if metric in ("val/acc", "test/acc") and all(text_digest(run, path) for run in runs.values()):
+        predictions = {seed: load_arrays(client, run, path) for seed, run in runs.items()}
+        labels = next(iter(predictions.values()))["labels"]
+        correct = {seed: arrays["probabilities"].argmax(1) == labels for seed, arrays in predictions.items()}
+        ensemble = ensemble_accuracy(np.stack([arrays["probabilities"] for arrays in predictions.values()]), labels)
+    compared = parent.data.tags.get(lifecycle.COMPARED, "")
     return Sample(
         name,
         metric,
         f"{client.get_experiment(parent.info.experiment_id).name} {parent.data.tags['data_digest'][:12]}",
         parent.data.tags["split_digest"],
-        {queries.seed_of(run): run.data.metrics[metric] for run in queries.finished_runs(client, parent)},
+        {seed: run.data.metrics[metric] for seed, run in runs.items()},
+        correct,
+        ensemble,
+        frozenset(seed for seed in runs if compared and str(seed) not in compared.split(",")),
     )
 
 
@@ -129,7 +144,9 @@ def _is_as_in_file(name: str, parent: Run) -> bool:
     ):  # the run has them in the data set's order
         return False
     decided.add("data.classes")
-    return all(key in decided or parent.data.params.get(key) == str(value) for key, value in settings.items())
+    return all(
+        key in decided or parent.data.params.get(key, str(value)) == str(value) for key, value in settings.items()
+    )
 
 
 def _label(parent: Run, parents: Sequence[Run]) -> str:

@@ -17,18 +17,19 @@ from cifar_lab.analysis.figures import plot_learning_curves
 from cifar_lab.analysis.heatmaps import confusion_plot, plot_epochs, plot_pairs
 from cifar_lab.analysis.tables import markdown_table
 from cifar_lab.data.cache import Dataset
-from cifar_lab.tracking.artifacts import load_text, log_texts
+from cifar_lab.tracking.artifacts import load_arrays, load_text, log_arrays, log_texts
 from cifar_lab.training.train import Result
 
 BATCH = 1000  # most points in one call to MLflow
 PAIRS = "pairs/test.csv"
+PREDICTIONS = "predictions/{}.npz"
 DESCRIPTION = "mlflow.note.content"  # tag; markdown
 SHOWN = 100  # most seeds in the description of a parent run: MLflow cuts it at 8,000 characters
 CONFUSED = 20  # most pairs of classes in a table
 
 
 def log_result(client: MlflowClient, run_id: str, result: Result, dataset: Dataset, checkpoint: Path) -> None:
-    """Log test metrics, confusion counts and heatmaps, class scores, learning curves, checkpoint, weights digest."""
+    """Log test metrics, predictions, confusion counts, heatmaps, class scores, curves, checkpoint, weights digest."""
     classes = dataset.classes
     name, last = client.get_run(run_id).info.run_name, result.epochs[-1]
     # with the last epoch's time, so that logging again after an interruption gives the same points
@@ -45,6 +46,9 @@ def log_result(client: MlflowClient, run_id: str, result: Result, dataset: Datas
         heatmap = confusion_plot(classes, dataset.superclasses).pixels(counts, f"{name}, {stage}")
         client.log_image(run_id, heatmap, f"confusion/{stage}.png")
     log_texts(client, run_id, texts)
+    for stage, (probabilities, labels) in result.predictions.items():
+        arrays = {"probabilities": probabilities.numpy(), "labels": labels.numpy().astype(np.int32)}
+        log_arrays(client, run_id, PREDICTIONS.format(stage), **arrays)
     pictures = ["confusion/test.png"]
     if val_counts:
         pictures.insert(0, "confusion/val_epochs.png")
@@ -104,6 +108,12 @@ def load_confusion(client: MlflowClient, run: Run) -> tuple[tuple[str, ...], np.
     """Class names in the order of the network's outputs, and test confusion counts (classes, classes)."""
     (_, *classes), *rows = csv.reader(io.StringIO(load_text(client, run, "confusion/test.csv")))
     return tuple(classes), np.array([[int(count) for count in counts] for _, *counts in rows])
+
+
+def load_predictions(client: MlflowClient, run: Run, stage: str) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities, (n, classes) float16, and labels, (n,) int32, of the images of `stage`, "val" or "test"."""
+    arrays = load_arrays(client, run, PREDICTIONS.format(stage))
+    return arrays["probabilities"], arrays["labels"]
 
 
 def _pair_accuracies(errors: np.ndarray, confusion: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Classifier: the step, metrics and optimiser that all networks share."""
 
+import itertools
 import math
 import time
 from collections.abc import Sequence
@@ -31,7 +32,8 @@ class Classifier(LightningModule):
     `pair_errors[stage]` counts the errors of the pairs, (classes, classes).
     Every epoch logs `{train,val,test}/{loss,acc}`, `lr` (of SGD, in the last step) and `epoch_seconds` (training only);
     with `tta` also `test/acc_tta`, the accuracy with test-time augmentation.
-    `confusion[stage]` has the counts of a stage's last epoch, (classes, classes), rows true, columns predicted.
+    `confusion[stage]` has the counts of a stage's last epoch, (classes, classes), rows true, columns predicted;
+    `predictions[stage]`, of "val" and "test", the probabilities, (n, classes) float16, and the labels, (n,) int64.
     Raises Diverged at the end of an epoch in which the loss became nan or infinite; the message names the step.
     """
 
@@ -56,8 +58,10 @@ class Classifier(LightningModule):
         self.register_buffer("scale", 1 / (255 * torch.tensor(std)))
         self.confusion: dict[str, Tensor] = {}
         self.pair_errors: dict[str, Tensor] = {}
+        self.predictions: dict[str, tuple[Tensor, Tensor]] = {}
         self.losses: dict[str, list[Tensor]] = {}
         self.outcomes: dict[str, list[Tensor]] = {}  # true class * classes + predicted class, (b,) of each batch
+        self.probabilities: dict[str, list[Tensor]] = {}  # (b, classes) of each batch, but not in training
 
     @property
     def guessing_loss(self) -> float:
@@ -98,10 +102,12 @@ class Classifier(LightningModule):
             self.pair_errors[stage] += self.coupling.errors(scores.detach(), labels)
         self.outcomes[stage].append(labels * self.classes + logits.argmax(1))
         self.losses[stage].append(loss.detach() * len(labels))
+        if stage != "train":
+            self.probabilities[stage].append(logits.softmax(1).half())
         return loss
 
     def start_stage(self, stage: str) -> None:
-        self.losses[stage], self.outcomes[stage] = [], []
+        self.losses[stage], self.outcomes[stage], self.probabilities[stage] = [], [], []
         if self.coupling:
             self.pair_errors[stage] = torch.zeros_like(self.coupling.pair)
 
@@ -109,6 +115,14 @@ class Classifier(LightningModule):
         """Confusion counts of this device's batches so far: (classes, classes) int64, rows true, columns predicted."""
         counts = torch.bincount(torch.cat(self.outcomes[stage]), minlength=self.classes**2)
         return counts.view(self.classes, self.classes)
+
+    def in_order(self, parts: list[Tensor], count: int) -> Tensor:
+        """(count, ...) rows of all devices' batches, of which device r has number r, r + devices, ..."""
+        whole = parts[0].new_zeros(count, *parts[0].shape[1:])
+        rank, devices, size = self.trainer.global_rank, self.trainer.world_size, len(parts[0])
+        for start, part in zip(itertools.count(rank * size, devices * size), parts, strict=False):
+            whole[start : start + len(part)] = part
+        return self.all_reduce(whole)
 
     def all_reduce(self, value: Tensor, operation: str = "sum") -> Tensor:
         """`value` reduced over all devices: "sum", "mean" or "min"."""
@@ -130,6 +144,9 @@ class Classifier(LightningModule):
         if self.coupling:
             self.pair_errors[stage] = self.all_reduce(self.pair_errors[stage])
         count = self.confusion[stage].sum()
+        if stage != "train":
+            outcomes = self.in_order(self.outcomes[stage], int(count))
+            self.predictions[stage] = self.in_order(self.probabilities[stage], int(count)), outcomes // self.classes
         values: dict[str, Tensor | float] = {
             f"{stage}/loss": self.summed_loss(stage) / count,
             f"{stage}/acc": self.confusion[stage].trace() / count,

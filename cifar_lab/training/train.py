@@ -49,6 +49,7 @@ class Result:
     epochs: tuple[Epoch, ...]
     test: dict[str, float]
     weights_digest: str
+    predictions: dict[str, tuple[Tensor, Tensor]]  # see Classifier, on the CPU; of "val" after the last epoch
 
 
 def train(
@@ -108,7 +109,10 @@ def _train(
             losses = f"train loss is {loss:.3g} after the last epoch, that of guessing {model.guessing_loss:.3g}"
             raise Diverged(f"{losses}: the training has diverged; try a smaller learning rate")
         scores = _decimals(trainer.test(model, batches, verbose=False)[0]) if test else {}
-    return Result(model, tuple(record.epochs), scores, weights_digest(model))
+        predictions = {"val": record.predictions} if record.predictions else {}
+        if test:
+            predictions["test"] = _on_cpu(model.predictions["test"])
+    return Result(model, tuple(record.epochs), scores, weights_digest(model), predictions)
 
 
 @contextmanager
@@ -160,20 +164,24 @@ class _Record(Checkpoint):
     def __init__(self, path: Path, report: Callable[[Sequence[Epoch]], None]) -> None:
         self.path, self.report = path, report
         self.epochs: list[Epoch] = []
+        self.predictions: tuple[Tensor, Tensor] | None = None  # of the validation images, in the last epoch
 
     def on_train_epoch_end(self, trainer: Trainer, module: Classifier) -> None:
         metrics = _decimals(trainer.callback_metrics)
         counts = module.confusion["val"].cpu() if "val" in module.confusion else None
         self.epochs.append(Epoch(trainer.current_epoch + 1, int(1000 * time.time()), metrics, counts))
+        if counts is not None:
+            self.predictions = _on_cpu(module.predictions["val"])
         trainer.save_checkpoint(self.path)
         trainer.should_stop = trainer.strategy.reduce_boolean_decision(trainer.should_stop, all=False)
         self.report(self.epochs)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epochs": [vars(epoch) for epoch in self.epochs]}
+        return {"epochs": [vars(epoch) for epoch in self.epochs], "predictions": self.predictions}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
+        self.predictions = state["predictions"]
 
 
 class _Average(EMAWeightAveraging):
@@ -193,6 +201,10 @@ class _Draws(Callback):
         torch.manual_seed(derive_seed(self.seed, trainer.current_epoch, 1 + self.rank, DRAWS))
 
     on_validation_epoch_start = on_test_epoch_start = on_train_epoch_start
+
+
+def _on_cpu(tensors: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return tensors[0].cpu(), tensors[1].cpu()
 
 
 def _decimals(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from cifar_lab.analysis.comparison import Sample, compare, summarise
+from cifar_lab.analysis.uncertainty import detectable
 from cifar_lab.errors import UserError
 
 
@@ -39,7 +40,9 @@ def test_paired_difference_worked_by_hand():
     assert (found.n, found.paired, found.mean, found.p, found.smallest_p) == (6, True, 3.5, 2 / 64, 2 / 64)
     half = 2.570582 * 1.870829 / math.sqrt(6)
     assert found.ci == pytest.approx((3.5 - half, 3.5 + half), rel=1e-6)
-    assert found.ci[0] < found.bootstrap_ci[0] < 3.5 < found.bootstrap_ci[1] < found.ci[1]
+    assert found.correlation == pytest.approx(1)
+    assert found.improvement[0] == 28.5 / 36  # of the 36 pairs 27 are higher and 3 equal
+    assert (found.spread, found.detectable) == pytest.approx((1.870829, 1.870829 * detectable(6)))
     assert found.significant
     assert found.verdict == "a is higher"
 
@@ -63,8 +66,58 @@ def test_samples_without_common_seeds_are_compared_as_a_whole():
 def test_one_seed_gives_no_test():
     (found,) = compare([sample("a", [0.5]), sample("b", [0.75])])
     assert (found.mean, found.paired) == (-0.25, False)
-    assert np.isnan([found.p, *found.ci, *found.bootstrap_ci]).all()
-    assert found.verdict == "n is too small for p < 0.05"
+    assert np.isnan([found.p, *found.ci, *found.images_ci]).all()
+    assert found.verdict == "one run each tells nothing about others"
+
+
+def answered(name, *answers, later=()):
+    """A sample of an accuracy with the images that each seed classified correctly."""
+    correct = {seed: np.array(each, dtype=bool) for seed, each in enumerate(answers)}
+    values = {seed: each.mean() for seed, each in correct.items()}
+    return Sample(name, "test/acc", "d", "s", values, correct, later=frozenset(later))
+
+
+def test_two_single_runs_are_compared_image_by_image():
+    # 9 images only the first gets right, 1 only the second: p = 2 (1 + 10) / 2**10
+    first, second = [1] * 9 + [0] + [1] * 90, [0] * 9 + [1] + [1] * 90
+    (found,) = compare([answered("a", first), answered("b", second)])
+    assert found.p == pytest.approx(22 / 1024)
+    assert found.verdict == "these two runs differ"
+    (found,) = compare([answered("a", first[2:]), answered("b", second[2:])])
+    assert found.p == pytest.approx(18 / 256)
+    assert found.verdict == "one run each tells nothing about others"
+
+
+def test_an_interval_over_images_is_wider_than_over_seeds():
+    random = np.random.default_rng(0)
+    easy = random.random(1000)
+    answers = [[easy > 0.1 + shift + 0.1 * random.random(1000) for _ in range(8)] for shift in (0, 0.1)]
+    (found,) = compare([answered("a", *answers[0]), answered("b", *answers[1])])
+    assert found.significant
+    assert found.images_ci[0] < found.ci[0] < found.mean < found.ci[1] < found.images_ci[1]
+
+
+@pytest.mark.parametrize(
+    ("shift", "verdict"),
+    [
+        (0.0, "no clear difference; equal within the margin"),
+        (0.2, "a is higher; equal within the margin"),
+        (0.5, "a is higher"),
+        (0.09, "no clear difference; a is not worse than b by the margin"),
+        (-0.09, "no clear difference; b is not worse than a by the margin"),
+    ],
+)
+def test_equality_within_a_margin(shift, verdict):
+    values = np.array([0.1, -0.1, 0.2, -0.2, 0.1, -0.1, 0.1, -0.1])  # std 0.14, so t 1.895 gives a limit of 0.097
+    margin = 0.15 if abs(shift) == 0.09 else 0.4
+    (found,) = compare([sample("a", values + shift), sample("b", np.zeros(8))], margin)
+    assert found.verdict == verdict
+
+
+def test_seeds_that_came_after_a_first_comparison_are_no_plain_evidence():
+    answers = np.random.default_rng(0).random((8, 50)) < 0.5
+    (found,) = compare([answered("a", *answers, later=[6, 7]), answered("b", *answers[::-1])])
+    assert found.verdict == "no clear difference (but seeds were added after a first comparison)"
 
 
 def test_enough_seeds_and_no_clear_difference_promise_nothing():

@@ -1,15 +1,19 @@
 """Comparisons and the best run, with hand-written runs."""
 
+import numpy as np
 import pytest
 from conftest import EXPERIMENTS
 from mlflow.entities import Metric, Param
+from scipy.special import softmax
 
+from cifar_lab.analysis.uncertainty import detectable, seeds_and_images
 from cifar_lab.arguments import make_parser
 from cifar_lab.commands import best
 from cifar_lab.commands import compare as command
 from cifar_lab.config import load_config
 from cifar_lab.errors import UserError
 from cifar_lab.tracking import store
+from cifar_lab.tracking.artifacts import log_arrays
 from cifar_lab.tracking.recovery import ENVIRONMENT
 
 
@@ -32,24 +36,27 @@ def add_repeats(client, name, accuracies, config_hash=None, data="digits", split
     parent = client.create_run(experiment_id, run_name=name, tags={**tags, "kind": "repeats"}).info.run_id
     settings = {"trainer.epochs": 2, **(settings or {})}
     client.log_batch(parent, params=[Param(key, str(value)) for key, value in settings.items()])
-    ids = []
-    for seed, accuracy in accuracies:
-        under = {**tags, "kind": "run", "seed": str(seed), "mlflow.parentRunId": parent}
-        run_id = client.create_run(experiment_id, run_name=f"{name}-seed{seed}", tags=under).info.run_id
-        values = {"test/acc": accuracy, "test/loss": 1 - accuracy, "val/acc": accuracy / 2, "val/loss": 1.0}
-        client.log_batch(run_id, metrics=[Metric(key, value, 0, 2) for key, value in values.items()])
-        client.set_terminated(run_id)
-        ids.append(run_id)
-    return parent, ids
+    return parent, [add_run(client, parent, seed, accuracy) for seed, accuracy in accuracies]
+
+
+def add_run(client, parent, seed, accuracy):
+    run = client.get_run(parent)
+    tags = {**run.data.tags, "kind": "run", "seed": str(seed), "mlflow.parentRunId": parent}
+    experiment_id, name = run.info.experiment_id, f"{run.info.run_name}-seed{seed}"
+    run_id = client.create_run(experiment_id, run_name=name, tags=tags | {"mlflow.runName": name}).info.run_id
+    values = {"test/acc": accuracy, "test/loss": 1 - accuracy, "val/acc": accuracy / 2, "val/loss": 1.0}
+    client.log_batch(run_id, metrics=[Metric(key, value, 0, 2) for key, value in values.items()])
+    client.set_terminated(run_id)
+    return run_id
 
 
 LOW = list(enumerate([0.40, 0.41, 0.42, 0.41, 0.40, 0.42]))
 HIGH = list(enumerate([0.79, 0.80, 0.81, 0.81, 0.79, 0.80]))
 
 
-def compare(workplace, *names, metric="test/acc"):
+def compare(workplace, *names, metric="test/acc", options=()):
     figure = str(workplace / "comparison.png")
-    return command.run(make_parser().parse_args(["compare", *names, "--metric", metric, "--figure", figure]))
+    return command.run(make_parser().parse_args(["compare", *names, "--metric", metric, "--figure", figure, *options]))
 
 
 def rows(capsys):
@@ -63,14 +70,59 @@ def test_table_and_picture(client, workplace, capsys):
     assert compare(workplace, "linear", "cnn") == 0
     # std of 40, 41, 42, 41, 40, 42: 0.894; t for 5 degrees of freedom 2.5706; half an interval 0.9386
     linear, cnn, difference = rows(capsys)
-    assert linear == ["`linear`", "6", "41.00", "0.89", "40.06 to 41.94"]
-    assert cnn == ["`cnn`", "6", "80.00", "0.89", "79.06 to 80.94"]
+    assert linear == ["`linear`", "6", "41.00", "0.89", "40.06 to 41.94", "-", "-"]
+    assert cnn == ["`cnn`", "6", "80.00", "0.89", "79.06 to 80.94", "-", "-"]
     # differences 39, 39, 39, 40, 39, 38: mean 39, std 0.632, half an interval 0.664; p = 2 / 2**6
-    assert difference[:4] == ["`linear` - `cnn`", "6 paired", "-39.00", "-39.66 to -38.34"]
-    assert difference[5:] == ["0.0312", "cnn is higher"]
+    assert difference[:5] == ["`linear` - `cnn`", "6 paired, r = 0.75", "-39.00", "-39.66 to -38.34", "-"]
+    found_from = f"{0.6325 * detectable(6):.2f}"
+    assert difference[5:] == ["0.00 (0.00 to 0.31)", "0.0312", found_from, "cnn is higher"]
     assert (workplace / "comparison.png").read_bytes().startswith(b"\x89PNG")
     again = compare(workplace, "linear", "cnn")
     assert (again, rows(capsys)[2]) == (0, difference)
+
+
+def test_predictions_tell_about_other_images_and_an_ensemble(client, workplace, capsys):
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 10, 500)
+    answers, ensembles = [], []
+    for name, skill in (("linear", 0.5), ("cnn", 0.8)):
+        parent, _ = add_repeats(client, name, [])
+        scores = [random.normal(size=(500, 10)) + 3 * skill * np.eye(10)[labels] for _ in range(6)]
+        probabilities = np.stack([softmax(one, 1).astype(np.float16) for one in scores])
+        answers.append(probabilities.argmax(2) == labels)
+        ensembles.append((probabilities.astype(float).mean(0).argmax(1) == labels).mean())
+        for seed in range(6):
+            run_id = add_run(client, parent, seed, answers[-1][seed].mean())
+            log_arrays(client, run_id, "predictions/test.npz", probabilities=probabilities[seed], labels=labels)
+    compare(workplace, "linear", "cnn")
+    *singles, difference = rows(capsys)
+    for single, correct, ensemble in zip(singles, answers, ensembles, strict=True):
+        low, high = seeds_and_images(correct.astype(float))
+        assert single[5:] == [f"{100 * low:.2f} to {100 * high:.2f}", f"{100 * ensemble:.2f}"]
+        assert ensemble > correct.mean() + 0.05
+    low, high = seeds_and_images(answers[0].astype(float) - answers[1])
+    assert difference[4] == f"{100 * low:+.2f} to {100 * high:+.2f}"
+
+
+def test_a_plan_shows_what_more_seeds_would_find(client, workplace, capsys):
+    add_repeats(client, "linear", LOW)
+    add_repeats(client, "cnn", HIGH)
+    compare(workplace, "linear", "cnn", options=["--plan"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    found = {line[1]: line[3] for line in lines if len(line) == 5 and line[1].isdigit()}
+    assert found["4"] == "-"
+    assert found["6"] == f"{0.6325 * detectable(6):.2f}"
+    assert found["16"] == f"{0.6325 * detectable(16):.2f}"
+
+
+def test_seeds_that_are_added_after_a_comparison_are_marked(client, workplace, capsys):
+    parents = [add_repeats(client, name, values)[0] for name, values in (("linear", LOW), ("cnn", HIGH))]
+    compare(workplace, "linear", "cnn", options=["--margin", "50"])
+    assert rows(capsys)[2][-1] == "cnn is higher; equal within the margin"
+    for parent in parents:
+        add_run(client, parent, 6, 0.5)
+    compare(workplace, "linear", "cnn")
+    assert rows(capsys)[2][-1] == "cnn is higher (but seeds were added after a first comparison)"
 
 
 def test_losses_are_compared_as_they_are(client, workplace, capsys):
