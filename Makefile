@@ -24,7 +24,7 @@ export PIP_USER := 0
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup experiment pairs sweep reproduce compare report best predict serve data check-gpu ui server relocate test bench lint conda audit lock
+.PHONY: help setup experiment pairs curve sweep reproduce compare report best predict serve data check-gpu ui server relocate test bench lint conda audit lock
 LAB := $(BIN)python -m cifar_lab$(if $(DEBUG), --debug)
 
 help:  ## list the targets
@@ -32,7 +32,7 @@ help:  ## list the targets
 	@echo 'variables: EXPERIMENTS="linear cnn" SEEDS=8|3,5 EPOCHS= ACCELERATOR=auto|cpu|gpu JOBS=auto DEVICES=1 CLUSTER=<address> GPUS= PORT=<port> HOST=<address>'
 	@echo '           DATA=auto|cifar10|cifar100|digits DATA_DIR=<folder, archive or .npz with images> DATA_NAME=<name for your own>'
 	@echo '           RUN=<run id> TOLERANCE=0 METRIC=test/acc FIGURE=<file> IMAGES=<files> MODEL=<run id>|models:/...'
-	@echo '           SPACE="section.key=low..high[:log] ..." TRIALS=20 TRUST=1 DEBUG=1'
+	@echo '           KEY=section.key VALUES="1 10 100" SPACE="section.key=low..high[:log] ..." TRIALS=20 TRUST=1 DEBUG=1'
 
 .venv/ready: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cifar-lab needs Python 3.11 or newer; try make PYTHON=python3.12")'
@@ -63,8 +63,14 @@ experiment: $(READY)  ## train EXPERIMENTS with SEEDS, track everything, name th
 pairs: $(READY)  ## train EXPERIMENTS also with one classifier per pair of classes, and compare
 	$(LAB) pairs $(call each,$(EXPERIMENTS)) --seeds $(call quoted,$(SEEDS)) $(COMMON) $(PLACE)
 
-sweep: $(READY)  ## search SPACE for better settings of one experiment, EXPERIMENTS, in TRIALS trials
+curve: $(READY)  ## train EXPERIMENTS with each of VALUES of the setting KEY, draw the accuracy in FIGURE
+	$(LAB) curve $(call each,$(EXPERIMENTS)) --key $(call quoted,$(or $(KEY),$(error give KEY=data.train_size VALUES="1000 5000 45000"))) \
+	    --values $(call each,$(or $(VALUES),$(error give VALUES="1000 5000 45000"))) --figure $(call quoted,$(or $(FIGURE),curve.png)) \
+	    --seeds $(call quoted,$(SEEDS)) $(COMMON) $(PLACE)
+
+sweep: $(READY)  ## search SPACE for better settings of one experiment, EXPERIMENTS, in TRIALS trials of SEEDS=1 runs
 	$(LAB) sweep $(call each,$(EXPERIMENTS)) --trials $(call quoted,$(TRIALS)) \
+	    --seeds $(call quoted,$(if $(filter file,$(origin SEEDS)),1,$(SEEDS))) \
 	    $(foreach range,$(or $(SPACE),$(error give SPACE="optim.learning_rate=0.05..0.5:log ...")),--set $(call quoted,$(range))) $(COMMON)
 
 reproduce: $(READY)  ## train run RUN again and say whether it comes out identical

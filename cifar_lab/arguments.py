@@ -51,6 +51,7 @@ def _add_training(add_command: AddCommand) -> None:
     for name, text in (
         ("experiment", "train experiments with several seeds, track everything, name the best run"),
         ("pairs", "train each experiment also one-vs-one, with a classifier per pair of classes, and compare"),
+        ("curve", "train each experiment with each value of one setting, and draw the accuracy over it"),
     ):
         command = add_command(name, help=text)
         command.add_argument("experiments", nargs="+", metavar="experiment", help=FILE)
@@ -61,10 +62,18 @@ def _add_training(add_command: AddCommand) -> None:
         command.add_argument("--devices", type=_positive, help=text)
         command.add_argument("--cluster", metavar="address", help="train on this Ray cluster, not on this machine")
         command.add_argument("--gpus", type=_gpus, default=0, help="GPUs per run on the cluster, 1 or 0.25; default 0")
+        if name == "curve":
+            text = "the setting; those of the network are in the section model"
+            command.add_argument("--key", required=True, metavar="section.key", help=text)
+            text = "its values, written as in an experiment file"
+            command.add_argument("--values", required=True, nargs="+", metavar="value", help=text)
+            command.add_argument("--figure", type=_figure, default="curve.png", help="default curve.png")
 
     command = add_command("sweep", help="search for better settings and write the best ones as an experiment file")
     command.add_argument("experiment", help=FILE)
     command.add_argument("--trials", type=_positive, default=20, help="number of trials in all; default 20")
+    text = "seeds of each trial, which is judged by their mean: how many or which; default 1 (seed 0)"
+    command.add_argument("--seeds", type=_seeds, default="1", help=text)
     _add_run_options(command, "fix a setting, or search section.key=low..high or low..high:log; may be repeated")
 
     command = add_command("reproduce", help="train a tracked run again and say whether it comes out identical")

@@ -10,7 +10,7 @@ from pydantic import Field, SerializeAsAny, ValidationError, field_validator, mo
 
 from cifar_lab import network_files
 from cifar_lab.errors import UsageError
-from cifar_lab.experiment_files import read_experiment
+from cifar_lab.experiment_files import read_experiment, split_variant
 from cifar_lab.sections import OPTIMISERS, DataConfig, MuonConfig, Optim, Section, TrainerConfig
 
 DEFAULTS = 1  # to be raised when the default of a setting changes
@@ -104,9 +104,11 @@ class Config(Section):
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     """Config of `experiments/<name>.toml`, or of a path to a .toml file, with `section.key=value` overrides.
 
-    Raises UsageError for a missing file, invalid TOML, an unknown key, a wrong type or value.
+    A variant's own overrides come first (see split_variant). Raises UsageError for a missing file, invalid TOML, an
+    unknown key, a wrong type or value.
     """
-    return parse_config(*read_experiment(name), overrides)
+    file, own = split_variant(name)
+    return parse_config(*read_experiment(file), [*own, *overrides])
 
 
 def parse_config(text: str, place: str, overrides: Sequence[str] = (), source: str | None = None) -> Config:

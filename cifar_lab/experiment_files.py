@@ -1,4 +1,7 @@
-"""Experiment files, found by name: `experiments/<name>.toml`, or a path."""
+"""Experiment files, found by name: `experiments/<name>.toml`, or a path.
+
+A variant of one has its overrides in its name: `cnn[optim.learning_rate=4]`.
+"""
 
 from pathlib import Path
 
@@ -26,9 +29,26 @@ def read_experiment(name: str) -> tuple[str, str]:
         raise UsageError(f"{path}: {error}") from None
 
 
+def split_variant(name: str) -> tuple[str, list[str]]:
+    """`cnn` and `["optim.momentum=0.9"]` for `cnn[optim.momentum=0.9]`; a name that is no variant has no overrides."""
+    base, bracket, rest = name.partition("[")
+    return (base, rest[:-1].split("][")) if bracket and name.endswith("]") else (name, [])
+
+
+def variant_name(name: str, override: str) -> str:
+    """The name of `name` with one more override, section.key=value."""
+    return f"{name}[{override}]"
+
+
 def experiment_name(name: str) -> str:
-    """`cnn` for `cnn` and for `some/path/cnn.toml`. Raises UsageError for a name with unprintable characters."""
-    found = Path(name).stem if name.endswith(".toml") else name
+    """`cnn` for `cnn` and for `some/path/cnn.toml`; a variant keeps its overrides.
+
+    Raises UsageError for a name with unprintable characters.
+    """
+    base, own = split_variant(name)
+    found = Path(base).stem if base.endswith(".toml") else base
+    for override in own:
+        found = variant_name(found, override)
     if not found.isprintable():
         raise UsageError(f"an experiment can't have the name {printable(found)!r}")
     return found

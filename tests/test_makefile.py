@@ -17,9 +17,13 @@ ODD = "photo (1).jpg & touch 'x' $(y) \"z\";"
 TARGETS = {
     "experiment": (["SEEDS=3,5", "DATA=cifar100", "DEVICES=2"], {"seeds": (3, 5), "data": "cifar100", "devices": 2}),
     "pairs": (["EXPERIMENTS=linear", "CLUSTER=head:6379", "GPUS=0.5"], {"cluster": "head:6379", "gpus": 0.5}),
+    "curve": (
+        ["EXPERIMENTS=cnn", "KEY=model.widths", "VALUES=[32] [16,24,32]", "SEEDS=3", "FIGURE=x.svg"],
+        {"key": "model.widths", "values": ["[32]", "[16,24,32]"], "seeds": (0, 1, 2), "figure": Path("x.svg")},
+    ),
     "sweep": (
         ["EXPERIMENTS=cnn", "SPACE=optim.learning_rate=1..5:log data.translate=0..4"],
-        {"overrides": ["optim.learning_rate=1..5:log", "data.translate=0..4"], "trials": 20},
+        {"overrides": ["optim.learning_rate=1..5:log", "data.translate=0..4"], "trials": 20, "seeds": (0,)},
     ),
     "reproduce": (
         ["RUN=abc", "TOLERANCE=0.01", "DATA_DIR=photos"],
@@ -53,6 +57,12 @@ def test_a_target_runs_its_command_with_what_was_given(target):
     assert expected.items() <= options.items()
 
 
+@pytest.mark.parametrize("given", [{"arguments": ["SEEDS=3"]}, {"environment": {"SEEDS": "3"}}])
+def test_a_sweep_has_several_seeds_only_if_they_are_asked_for(given):
+    command = ["-n", "sweep", "READY=", "EXPERIMENTS=cnn", "SPACE=data.translate=0..4"]
+    assert "--seeds '3'" in make(*command, *given.get("arguments", []), **given.get("environment", {})).stdout
+
+
 def test_every_command_has_a_target_and_every_target_a_line_of_help():
     text = (REPOSITORY / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z-]+):.*##", text, re.MULTILINE))
@@ -64,10 +74,17 @@ def test_every_command_has_a_target_and_every_target_a_line_of_help():
 
 
 @pytest.mark.parametrize(
-    ("target", "message"), [("reproduce", "give RUN=<run id>"), ("sweep", "give SPACE="), ("predict", "give IMAGES=")]
+    ("target", "message"),
+    [
+        ("reproduce", "give RUN=<run id>"),
+        ("curve", "give KEY="),
+        ("curve KEY=data.translate", "give VALUES="),
+        ("sweep", "give SPACE="),
+        ("predict", "give IMAGES="),
+    ],
 )
 def test_what_is_not_given_is_asked_for(target, message):
-    done = make(target, "READY=")
+    done = make(*target.split(), "READY=")
     assert done.returncode == 2
     assert message in done.stderr
 

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import MaxNLocator
 
 from cifar_lab.analysis.calibration import Reliability
-from cifar_lab.analysis.comparison import Summary
+from cifar_lab.analysis.comparison import Summary, summarise
 
 
 def plain(text: str) -> str:
@@ -87,6 +88,66 @@ def plot_bands(curves: Mapping[str, np.ndarray], curve: str) -> Figure:
     figure = Figure(figsize=(6, 4), layout="constrained")
     _draw_bands(figure, curves, curve)
     return figure
+
+
+def plot_curve(panels: Mapping[str, Mapping[str, Mapping[float | str, np.ndarray]]], key: str) -> Figure:
+    """Accuracy over the values of the setting `key`: means with 95 % intervals, and a dot per seed.
+
+    panels: by the accuracy's name and line the accuracies, (seeds,) by value. Positive numbers that span more than a
+    factor of 10 get a logarithmic axis; unless all values are numbers, they are categories in the order given.
+    """
+    values = [*dict.fromkeys(value for lines in panels.values() for line in lines.values() for value in line)]
+    numbers = all(not isinstance(value, str) for value in values)
+    figure = Figure(figsize=(1 + 5 * len(panels), 4), layout="constrained")
+    all_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, (title, lines) in zip(all_axes, panels.items(), strict=True):
+        for line, (name, color) in enumerate(zip(lines, sns.color_palette("colorblind", len(lines)), strict=True)):
+            shift = 0.15 * (line - (len(lines) - 1) / 2)
+            where = {value: float(value) if numbers else place + shift for place, value in enumerate(values)}
+            points = {where[value]: accuracies for value, accuracies in lines[name].items()}
+            _draw_points(axes, points, name, color, "-" if numbers else "")
+        axes.set(title=title, xlabel=plain(key))
+        _set_values(axes, values, numbers)
+        axes.grid(alpha=0.3)
+    low, high = all_axes[0].get_ylim()
+    all_axes[0].set(ylim=(max(low, -0.02), min(high, 1.02)), ylabel="mean and 95 % interval, a dot per seed")
+    if len(all_axes[0].containers) > 1:
+        all_axes[0].legend()
+    return figure
+
+
+def _draw_points(axes: Axes, points: Mapping[float, np.ndarray], name: str, color: object, line: str) -> None:
+    where = np.array(sorted(points))
+    summaries = [summarise(points[x]) for x in where]
+    mean = np.array([summary.mean for summary in summaries])
+    half = [0.0 if summary.n == 1 else summary.ci_high - summary.mean for summary in summaries]
+    label = plain(name)
+    axes.errorbar(where, mean, half, color=color, linestyle=line, marker="D", markersize=5, capsize=5, label=label)
+    for x in where:
+        seeds = points[x]
+        axes.plot(np.full(len(seeds), x), seeds, "o", color="black", alpha=0.6, markersize=2.5, zorder=3)
+
+
+def _set_values(axes: Axes, values: Sequence[float | str], numbers: bool) -> None:
+    """Scale and ticks of the x axis: a tick per value, with a label unless it is too near to the one before."""
+    if not numbers:
+        texts = [plain(str(value)) for value in values]
+        axes.set_xticks(range(len(values)), texts)
+        if len("  ".join(texts)) > 50:
+            axes.tick_params(axis="x", labelrotation=20)
+        axes.set_xlim(-0.5, len(values) - 0.5)
+        return
+    ticks = np.array(sorted(values), dtype=float)
+    logarithmic = ticks[0] > 0 and ticks[-1] > 10 * ticks[0]
+    axes.set_xscale("log" if logarithmic else "linear")
+    places = np.log(ticks) if logarithmic else ticks
+    labels, last = [], -np.inf
+    for tick, place in zip(ticks, places, strict=True):
+        far = place - last >= 0.09 * (places[-1] - places[0])
+        labels.append(f"{tick:,g}" if far else "")
+        last = place if far else last
+    axes.set_xticks(ticks, labels)
+    axes.set_xticks([], minor=True)
 
 
 def plot_reliability(sets: Mapping[str, Reliability]) -> Figure:

@@ -122,7 +122,6 @@ def _row(client: MlflowClient, item: Item, found: Reliability) -> list[str]:
     summary = item.summary
     interval = f"{summary.ci_low:.2%} to {summary.ci_high:.2%}" if summary.n > 1 else "-"
     validation = [run.data.metrics["val/acc"] for run in item.finished if "val/acc" in run.data.metrics]
-    seconds = np.mean([queries.history(client, run.info.run_id, "epoch_seconds").sum() for run in item.finished])
     return [
         item.name,
         str(summary.n),
@@ -130,7 +129,7 @@ def _row(client: MlflowClient, item: Item, found: Reliability) -> list[str]:
         interval,
         str(summarise(validation)) if validation else "-",
         f"{found.ece:.1%}",
-        clock(seconds),
+        clock(queries.training_seconds(client, item.finished)),
     ]
 
 

@@ -8,32 +8,44 @@ from typing import Any
 
 from cifar_lab.config import load_config
 from cifar_lab.errors import UsageError, printable
-from cifar_lab.experiment_files import experiment_name, read_experiment
+from cifar_lab.experiment_files import experiment_name, read_experiment, split_variant
 from cifar_lab.processes import PRELOAD, fork_server
 
 
 def requested(options: argparse.Namespace) -> tuple[Any, ...]:
     """The arguments of run_experiments. Raises UserError."""
+    files = named(options)
+    configs = {name: load_config(file, overrides(options)) for name, file in files.items()}
+    return configs, options.seeds, *images(options), workers(options)
+
+
+def named(options: argparse.Namespace) -> dict[str, str]:
+    """The requested experiment files by the name of the experiment; starts the workers' fork server.
+
+    Raises UsageError for options that contradict each other and for files that are missing.
+    """
     names = [experiment_name(name) for name in options.experiments]
     if len(set(names)) < len(names):
         raise UsageError(f"an experiment is named twice: {', '.join(names)}")
-    given = overrides(options)
     if options.cluster and (options.jobs or options.accelerator != "auto"):
         raise UsageError("--cluster places the runs: leave out --jobs and --accelerator; set GPUs with --gpus")
     if options.gpus and not options.cluster:
         raise UsageError("--gpus is only for --cluster; on this machine use --accelerator gpu")
     for file in options.experiments:
-        read_experiment(file)
+        read_experiment(split_variant(file)[0])
     import_for_workers(options)
-    configs = {name: load_config(file, given) for name, file in zip(names, options.experiments, strict=True)}
-    found = images(options)
+    return dict(zip(names, options.experiments, strict=True))
+
+
+def workers(options: argparse.Namespace) -> Any:
+    """The cluster, or the pool of processes, that trains the runs. Raises UserError."""
     if options.cluster:
         from cifar_lab.execution.cluster import Cluster
 
-        return configs, options.seeds, *found, Cluster(options.cluster, options.gpus)
+        return Cluster(options.cluster, options.gpus)
     from cifar_lab.execution.local import Pool
 
-    return configs, options.seeds, *found, Pool(options.accelerator, options.jobs)
+    return Pool(options.accelerator, options.jobs)
 
 
 def overrides(options: argparse.Namespace) -> list[str]:

@@ -2,9 +2,8 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-import numpy as np
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -29,6 +28,24 @@ from cifar_lab.training.batches import epoch_costs
 from cifar_lab.training.train import resolve_config
 
 DIED = "its worker process died repeatedly (out of memory?); to continue it, start again with fewer --jobs"
+Result = tuple[Repeats, list[Run]]  # with the finished runs
+
+
+def results_table(client: MlflowClient, results: Sequence[Result]) -> Table:
+    """A row per experiment: accuracies, mean ± std over its finished runs, and their time."""
+    shown = ["val/acc", "test/acc"]
+    if any(item.config.trainer.tta for item, _ in results):
+        shown.append("test/acc_tta")
+    names = [f"{metric.replace('/', ' ').replace('_', ' ')}, mean ± std" for metric in shown]
+    table = Table("experiment", "n", *names, "time per run")
+    for item, finished in results:
+        accuracies = [
+            str(summarise(values)) if (values := [r.data.metrics[m] for r in finished if m in r.data.metrics]) else "-"
+            for m in shown
+        ]
+        seconds = queries.training_seconds(client, finished)
+        table.add_row(item.name, str(len(finished)), *accuracies, clock(seconds))
+    return table
 
 
 def run_experiments(
@@ -37,8 +54,9 @@ def run_experiments(
     dataset: Dataset,
     fallback_reason: str,
     workers: Pool | Cluster,
+    table: Callable[[MlflowClient, Sequence[Result]], Table] = results_table,
 ) -> tuple[int, list[Repeats]]:
-    """Train the missing runs of `configs` with `seeds`. Raises UserError.
+    """Train the missing runs of `configs` with `seeds`, and print a `table` of the results. Raises UserError.
 
     Returns 0, 1 if a run failed, 130 if interrupted; and the plan.
     """
@@ -58,9 +76,9 @@ def run_experiments(
     interrupted = not _train(client, jobs, workers, console)
     if interrupted:
         with contextlib.suppress(MlflowException), store.short_timeouts():
-            console.print(_results(client, planned, interrupted))
+            console.print(table(client, _summarise(client, planned, interrupted)))
     else:
-        console.print(_results(client, planned, interrupted))
+        console.print(table(client, _summarise(client, planned, interrupted)))
         for items in _by_dataset(planned).values():
             for line in _promote(client, items):
                 console.print(line, soft_wrap=True)
@@ -134,7 +152,7 @@ def _train(client: MlflowClient, jobs: _MissingRuns, workers: Pool | Cluster, co
 
         def show() -> None:
             with contextlib.suppress(MlflowException):  # a display is not worth failing for
-                progress.update(Counter(item.parent.info.run_name for item in jobs.jobs.values()), jobs.total)
+                progress.update(Counter(item.parent.info.run_id for item in jobs.jobs.values()), jobs.total)
 
         def recover() -> None:
             with contextlib.suppress(MlflowException):  # the next start does it again
@@ -154,22 +172,12 @@ def _train(client: MlflowClient, jobs: _MissingRuns, workers: Pool | Cluster, co
     return True
 
 
-def _results(client: MlflowClient, planned: Sequence[Repeats], interrupted: bool) -> Table:
-    shown = ["val/acc", "test/acc"]
-    if any(item.config.trainer.tta for item in planned):
-        shown.append("test/acc_tta")
-    names = [f"{metric.replace('/', ' ').replace('_', ' ')}, mean ± std" for metric in shown]
-    table = Table("experiment", "n", *names, "time per run")
+def _summarise(client: MlflowClient, planned: Sequence[Repeats], interrupted: bool) -> list[Result]:
+    results = []
     for item in planned:
         with locks.store_lock():  # another command may be summarising the same runs
-            finished = summarise_repeats(client, item, interrupted)
-        accuracies = [
-            str(summarise(values)) if (values := [r.data.metrics[m] for r in finished if m in r.data.metrics]) else "-"
-            for m in shown
-        ]
-        seconds = [queries.history(client, run.info.run_id, "epoch_seconds").sum() for run in finished]
-        table.add_row(item.name, str(len(finished)), *accuracies, clock(np.mean(seconds)) if finished else "-")
-    return table
+            results.append((item, summarise_repeats(client, item, interrupted)))
+    return results
 
 
 def _by_dataset(planned: Sequence[Repeats]) -> dict[str, list[Repeats]]:

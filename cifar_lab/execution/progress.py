@@ -28,7 +28,7 @@ class Progress:
         self.client, self.console, self.parents, self.jobs = client, console, parents, jobs
         self.started = time.time()
         self.shown: dict[str, int] = {}  # epochs, by run id
-        self.pace: dict[str, float] = {}  # seconds per unit of cost, by the parent's name
+        self.pace: dict[str, float] = {}  # seconds per unit of cost, by the parent's id
         self.read: dict[str, tuple[dict, list[np.ndarray]]] = {}  # last values and histories, by run id
         self.live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
 
@@ -42,22 +42,24 @@ class Progress:
             self.live.stop()
 
     def update(self, pending: Counter[str], total: int) -> None:
-        """Show the running runs and the time left; pending: the runs of `total` that have not ended, by parent name."""
+        """Show the running runs and the time left; pending: the runs of `total` that have not ended, by parent id."""
         table = Table(*COLUMNS, box=None)
         left = 0.0
         for parent, costs in self.parents.items():
-            name, epochs = parent.info.run_name, len(costs)
-            left += pending[name] * sum(costs) * self.pace.get(name, float("nan")) if pending[name] else 0
+            parent_id, epochs = parent.info.run_id, len(costs)
+            if waiting := pending[parent_id]:
+                left += waiting * sum(costs) * self.pace.get(parent_id, float("nan"))
             for run in queries.children(self.client, parent, "attributes.status = 'RUNNING'"):
                 seconds, *histories = self._histories(run)
                 epoch = len(seconds)
                 if epoch == 0:
                     table.add_row(run.info.run_name, f"0/{epochs}", "-", "-", "-")
                     continue
-                self.pace[name] = seconds.sum() / sum(costs[:epoch])
+                self.pace[parent_id] = seconds.sum() / sum(costs[:epoch])
                 left -= seconds.sum()
                 accuracies = [f"{values[epoch - 1]:.4f}" if len(values) else "-" for values in histories]
-                row = (run.info.run_name, f"{epoch}/{epochs}", *accuracies, clock(sum(costs[epoch:]) * self.pace[name]))
+                remaining = clock(sum(costs[epoch:]) * self.pace[parent_id])
+                row = (run.info.run_name, f"{epoch}/{epochs}", *accuracies, remaining)
                 table.add_row(*row)
                 if not self.live and epoch > self.shown.get(run.info.run_id, 0):
                     self.shown[run.info.run_id] = epoch

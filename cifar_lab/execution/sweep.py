@@ -144,7 +144,7 @@ def _run(client: MlflowClient, search: _Trials, tags: Mapping[str, str], console
 
         def show() -> None:
             with suppress(MlflowException):  # a display is not worth failing for
-                progress.update(Counter({parent.info.run_name: search.left()}), search.trials)
+                progress.update(Counter({parent.info.run_id: search.left()}), search.trials)
 
         def recover() -> None:
             end_dead_runs(client, parent.info.experiment_id, tags)

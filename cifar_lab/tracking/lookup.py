@@ -12,6 +12,7 @@ from cifar_lab.analysis.comparison import Difference, Sample, Summary, compare, 
 from cifar_lab.analysis.uncertainty import ensemble_accuracy
 from cifar_lab.config import load_config
 from cifar_lab.errors import UsageError, UserError
+from cifar_lab.experiment_files import split_variant
 from cifar_lab.tracking import lifecycle, queries, recovery, summaries
 from cifar_lab.tracking.artifacts import load_arrays, text_digest
 
@@ -114,7 +115,9 @@ def sample_of(client: MlflowClient, parent: Run, metric: str, name: str) -> Samp
 
 def _find_repeats(client: MlflowClient, name: str) -> Run:
     """The parent run with this config hash, run id, or experiment name; of several, that of the file as it is now."""
-    found = [parent for parent in queries.find_parents(client, name) if queries.finished_runs(client, parent)]
+    found = _with_results(client, name)
+    if not found and (plain := split_variant(name)[0]) != name:  # the file has that value, so the runs have its name
+        found = [parent for parent in _with_results(client, plain) if _is_as_in_file(name, parent)]
     if len(found) > 1:
         found = [parent for parent in found if _is_as_in_file(name, parent)] or found
     if not found:
@@ -130,6 +133,10 @@ def _find_repeats(client: MlflowClient, name: str) -> Run:
         )
         raise UserError(f"{name} names {len(found)} experiments; give {what} of one: {listed}")
     return found[0]
+
+
+def _with_results(client: MlflowClient, name: str) -> list[Run]:
+    return [parent for parent in queries.find_parents(client, name) if queries.finished_runs(client, parent)]
 
 
 def _is_as_in_file(name: str, parent: Run) -> bool:

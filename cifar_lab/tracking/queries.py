@@ -3,7 +3,7 @@
 import functools
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -157,6 +157,12 @@ def history(client: MlflowClient, run_id: str, metric: str) -> np.ndarray:
         for point in sorted(client.get_metric_history(run_id, metric), key=lambda point: point.timestamp)
     }
     return np.array([by_step[step] for step in sorted(by_step)])
+
+
+def training_seconds(client: MlflowClient, runs: Sequence[Run]) -> float:
+    """How long the training of one of these runs took, on average; nan for no runs."""
+    seconds = [history(client, run.info.run_id, "epoch_seconds").sum() for run in runs]
+    return float(np.mean(seconds)) if seconds else float("nan")
 
 
 def curves(client: MlflowClient, run_id: str) -> dict[str, dict[str, np.ndarray]]:

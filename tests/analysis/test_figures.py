@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cifar_lab.analysis.comparison import summarise
-from cifar_lab.analysis.figures import plot_comparison, plot_learning_curves
+from cifar_lab.analysis.figures import plot_comparison, plot_curve, plot_learning_curves
 from cifar_lab.analysis.heatmaps import ConfusionPlot, plot_epochs, plot_pairs
 from cifar_lab.data.catalogue import CIFAR100
 
@@ -97,3 +97,45 @@ def test_comparison_has_a_dot_per_seed_the_interval_and_a_band(second, apart):
     np.testing.assert_allclose(right.lines[0].get_xydata(), [[1, 0.31333], [2, 0.41333]], atol=1e-4)
     band = right.collections[0].get_paths()[0].vertices[:, 1]
     assert band.max() - 0.41333 == pytest.approx(values["a"].std(ddof=1), abs=1e-4)
+
+
+def test_a_curve_has_a_mean_an_interval_and_a_dot_per_seed_for_each_value():
+    values = {45000: np.array([0.8, 0.9]), 1000: np.array([0.5, 0.6, 0.7]), 5000: np.array([0.75])}
+    axes = plot_curve({"test accuracy": {"cnn": values}}, "data.train_size").axes[0]
+    (bars,) = axes.containers
+    assert bars.lines[0].get_xydata().tolist() == [
+        [1000, pytest.approx(0.6)],
+        [5000, 0.75],
+        [45000, pytest.approx(0.85)],
+    ]
+    ends = [segment[:, 1] for segment in bars.lines[2][0].get_segments()]
+    for (low, high), seeds in zip(ends, ([0.5, 0.6, 0.7], None, [0.8, 0.9]), strict=True):
+        summary = summarise(seeds) if seeds else None
+        assert [low, high] == pytest.approx([summary.ci_low, summary.ci_high] if summary else [0.75, 0.75])
+    dots = [tuple(point) for line in axes.lines if line.get_marker() == "o" for point in line.get_xydata().tolist()]
+    assert sorted(dots) == [(1000, 0.5), (1000, 0.6), (1000, 0.7), (5000, 0.75), (45000, 0.8), (45000, 0.9)]
+    assert axes.get_xscale() == "log"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1,000", "5,000", "45,000"]
+
+
+@pytest.mark.parametrize(
+    ("values", "scale", "ticks"),
+    [
+        ([1, 10], "linear", ["1", "10"]),
+        ([0.1, 1.5], "log", ["0.1", "1.5"]),
+        ([0, 100], "linear", ["0", "100"]),
+        ([100, 1, 2, 0], "linear", ["0", "", "", "100"]),
+        (["[16,24]", "[8]"], "linear", ["[16,24]", "[8]"]),
+    ],
+)
+def test_the_axis_of_a_curve_fits_its_values(values, scale, ticks):
+    accuracies = {value: np.array([0.5, 0.6]) for value in values}
+    figure = plot_curve(
+        {"validation accuracy": {"a": accuracies, "b": accuracies}, "test accuracy": {"a": accuracies}}, "x.y"
+    )
+    axes = figure.axes[0]
+    assert axes.get_xscale() == scale
+    assert [label.get_text() for label in axes.get_xticklabels()] == ticks
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
+    places = [bars.lines[0].get_xdata() for bars in axes.containers]
+    assert (places[0] == places[1]).all() == (not isinstance(values[0], str))  # categories stand side by side

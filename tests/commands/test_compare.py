@@ -152,6 +152,18 @@ def test_a_name_means_the_experiment_file_as_it_is_now(client, workplace, capsys
     assert rows(capsys)[0][2] == "41.00"
 
 
+def test_a_variant_with_the_value_of_the_file_is_the_experiment(client, workplace, capsys):
+    (workplace / "experiments").symlink_to(EXPERIMENTS)
+    settings = load_config("linear").flat()
+    add_repeats(client, "linear", LOW, settings={**settings, "data.val_size": 143})
+    add_repeats(client, "linear[optim.momentum=0.5]", HIGH, settings={**settings, "optim.momentum": 0.5})
+    assert compare(workplace, "linear[optim.momentum=0.9]", "linear[optim.momentum=0.5]") == 0
+    first, second, _ = rows(capsys)
+    assert (first[0], first[2], second[0], second[2]) == ("`linear`", "41.00", "`linear[optim.momentum=0.5]`", "80.00")
+    with pytest.raises(UserError, match="no finished runs with that name"):
+        compare(workplace, "linear[optim.momentum=0.1]")
+
+
 @pytest.mark.parametrize(
     ("tags", "message"),
     [

@@ -157,7 +157,7 @@ def test_progress_shows_running_runs_and_what_is_left(client, experiment_id, ter
         values = {"train/acc": [0.25, 0.5], "val/acc": [0.125, 0.375], "epoch_seconds": [4.0, 6.0]}
         add_run(client, experiment_id, values, "RUNNING", seed="0", started=now, **under)
         progress.started -= 20
-        progress.update(Counter({"x": 3}), total=8)
+        progress.update(Counter({parent.info.run_id: 3}), total=8)
         shown = console.file.getvalue() if not terminal else ""
         if terminal:
             with console.capture() as capture:
