@@ -61,10 +61,7 @@ def run_experiments(
     Returns 0, 1 if a run failed, 130 if interrupted; and the plan.
     """
     console = Console(highlight=False, markup=False)
-    datasets = {name: select(dataset, config.data) for name, config in configs.items()}
-    configs = {name: resolve_config(config, datasets[name], workers.precision) for name, config in configs.items()}
-    for name, config in configs.items():
-        check_network(config, datasets[name])
+    configs, datasets = _resolved(configs, dataset, workers.precision)
     announcement = _announcement(datasets.values(), fallback_reason)
     console.print(announcement)
     client = store.connect(make=True)
@@ -90,6 +87,17 @@ def run_experiments(
     if interrupted:
         console.print("interrupted; the same command continues where it stopped")
     return 130 if interrupted else 1 if jobs.reasons else 0, planned
+
+
+def _resolved(
+    configs: Mapping[str, Config], dataset: Dataset, precision: str
+) -> tuple[dict[str, Config], dict[str, Dataset]]:
+    """The configs without open settings, and their images. Raises UsageError, also for a network with an error."""
+    datasets = {name: select(dataset, config.data) for name, config in configs.items()}
+    resolved = {name: resolve_config(config, datasets[name], precision) for name, config in configs.items()}
+    for name, config in resolved.items():
+        check_network(config, datasets[name])
+    return resolved, datasets
 
 
 def _announcement(datasets: Iterable[Dataset], fallback_reason: str) -> Panel:

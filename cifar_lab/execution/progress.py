@@ -17,7 +17,7 @@ COLUMNS = ("run", "epoch", "train/acc", "val/acc", "left")
 
 
 class Progress:
-    """Follows the children of some parents by reading the store; `jobs` of them train at a time.
+    """Follows the runs under some parents by reading the store; `jobs` of them train at a time.
 
     parents: each with the relative costs of the epochs of its runs.
     """
@@ -49,7 +49,7 @@ class Progress:
             parent_id, epochs = parent.info.run_id, len(costs)
             if waiting := pending[parent_id]:
                 left += waiting * sum(costs) * self.pace.get(parent_id, float("nan"))
-            for run in queries.children(self.client, parent, "attributes.status = 'RUNNING'"):
+            for run in queries.running_under(self.client, parent):
                 seconds, *histories = self._histories(run)
                 epoch = len(seconds)
                 if epoch == 0:

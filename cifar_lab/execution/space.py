@@ -1,4 +1,4 @@
-"""The search space of a sweep: an experiment file, fixed overrides, and ranges of other settings."""
+"""The search space of a sweep: an experiment file, fixed overrides, ranges of other settings, and seeds."""
 
 import hashlib
 import json
@@ -11,6 +11,7 @@ from cifar_lab.config import Config, parse_config
 from cifar_lab.errors import UsageError
 from cifar_lab.experiment_files import read_experiment
 
+MOST_SEEDS = 20  # of a trial
 RANGE = re.compile(r"([^=]+)=\s*(\S+?)\.\.([^:\s]+)(:log)?\s*")
 
 
@@ -30,7 +31,7 @@ class Range:
 class Space:
     """The experiment `name`, the texts of its file and its network's at the start, `fixed` overrides, and `ranges`.
 
-    source: the text of the network's file; None if it is to be searched for.
+    source: the text of the network's file, None if it is to be searched for; seeds: those of each trial.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Space:
     source: str | None
     fixed: tuple[str, ...]
     ranges: Mapping[str, Range]
+    seeds: tuple[int, ...] = (0,)
 
     def config(self, settings: Mapping[str, float]) -> Config:
         """The experiment with these settings. Raises UsageError if one is invalid."""
@@ -48,17 +50,27 @@ class Space:
     def study_name(self, config_hash: str) -> str:
         """The name of the study, the same for the same search on the same images."""
         ranges = sorted((key, str(value)) for key, value in self.ranges.items())
-        return f"{self.name}-{hashlib.sha256(json.dumps([ranges, config_hash]).encode()).hexdigest()[:6]}"
+        seeds = [self.seeds] if self.seeds != (0,) else []
+        return f"{self.name}-{hashlib.sha256(json.dumps([ranges, config_hash, *seeds]).encode()).hexdigest()[:6]}"
+
+    @property
+    def score(self) -> str:
+        """What a trial is judged by."""
+        if len(self.seeds) == 1:
+            return f"val/acc of seed {self.seeds[0]}"
+        return f"mean val/acc of seeds {', '.join(map(str, self.seeds))}"
 
     def __str__(self) -> str:
         return ", ".join(f"{key} {value}" for key, value in self.ranges.items())
 
 
-def parse_space(name: str, file: str, overrides: Sequence[str]) -> Space:
+def parse_space(name: str, file: str, overrides: Sequence[str], seeds: tuple[int, ...] = (0,)) -> Space:
     """The space of `overrides`: those with `low..high` or `low..high:log` are ranges, of integers if both ends are.
 
-    Raises UsageError if there is no range, or one is malformed or has an invalid end.
+    Raises UsageError if there is no range, if one is malformed or has an invalid end, or for too many seeds.
     """
+    if len(seeds) > MOST_SEEDS:
+        raise UsageError(f"--seeds: a trial can have {MOST_SEEDS} seeds, not {len(seeds):,}")
     ranges, fixed = {}, []
     for override in overrides:
         if match := RANGE.fullmatch(override):
@@ -69,7 +81,7 @@ def parse_space(name: str, file: str, overrides: Sequence[str]) -> Space:
     if not ranges:
         raise UsageError("nothing to search; give a range, such as --set optim.learning_rate=0.05..0.5:log")
     text, path = read_experiment(file)
-    space = Space(name, path, text, None, tuple(fixed), ranges)
+    space = Space(name, path, text, None, tuple(fixed), ranges, seeds)
     space = replace(space, source=space.config({}).model.source)
     for end in ("low", "high"):
         space.config({key: getattr(value, end) for key, value in ranges.items()})

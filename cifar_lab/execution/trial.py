@@ -32,16 +32,23 @@ def open_study(name: str) -> optuna.Study:
 
 
 class Prune(Callback):
-    """Reports every epoch's val/acc to Optuna, and stops a trial that is below the median of the others."""
+    """Stops a run of a trial that is below the median of the others, or that has ended already.
 
-    def __init__(self, name: str, number: int) -> None:
-        study = open_study(name)
-        trial = study.trials[number]
-        self.trial, self.reported = optuna.Trial(study, trial._trial_id), trial.intermediate_values
+    Only the run that `decides`, that of the trial's first seed, reports every epoch's val/acc to Optuna, so that trials
+    are compared with one seed.
+    """
+
+    def __init__(self, name: str, number: int, decides: bool) -> None:
+        self.study, self.number, self.decides = open_study(name), number, decides
+        trial = self.study.trials[number]
+        self.trial, self.reported = optuna.Trial(self.study, trial._trial_id), trial.intermediate_values
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         completed = trainer.current_epoch + 1
-        if completed not in self.reported:
-            self.trial.report(float(trainer.callback_metrics["val/acc"]), completed)
-        if completed != trainer.max_epochs and self.trial.should_prune():
+        stop = self.study.trials[self.number].state.is_finished()
+        if self.decides and not stop:
+            if completed not in self.reported:
+                self.trial.report(float(trainer.callback_metrics["val/acc"]), completed)
+            stop = self.trial.should_prune()
+        if stop and completed != trainer.max_epochs:
             trainer.should_stop = True

@@ -78,7 +78,7 @@ def train_one(parent: Run, config: Config, tags: Mapping[str, str], dataset: Pat
     None if another process is training it. dataset: a data set or its cache folder. Raises UserError with a message of
     one line.
     """
-    part = "trial" if tags["kind"] == "trial" else "seed"  # the tag that identifies it under its parent
+    part = "trial" if parent.data.tags.get("kind") == "sweep" else "seed"  # the tag that identifies it under its parent
     try:
         with working(tags) as client:
             before = queries.children(client, parent, f"tags.{part} = '{tags[part]}'")
@@ -87,10 +87,12 @@ def train_one(parent: Run, config: Config, tags: Mapping[str, str], dataset: Pat
                     return run
             images = opened(dataset, config)
             callbacks: list[Callback] = [Stop()]
-            if part == "trial":
+            if tags["kind"] == "trial":
                 from cifar_lab.execution.trial import Prune  # imports Optuna
 
-                callbacks.append(Prune(tags["study"], int(tags["trial"])))
+                callbacks.append(
+                    Prune(tags["study"], int(tags["trial"]), decides=tags["seeds"].split(",")[0] == tags["seed"])
+                )
             run = run_to_train(client, parent, before, tags, f"{parent.info.run_name}-{part}{tags[part]}")
             train_tracked(client, run, config, images, tags["accelerator"], callbacks=callbacks)
             return client.get_run(run.info.run_id)

@@ -46,8 +46,19 @@ def open_sweep(
     return client.get_run(run.info.run_id)
 
 
+def open_trial(client: MlflowClient, sweep: Run, config: Config, dataset: Dataset, tags: Mapping[str, str]) -> Run:
+    """The parent run of a trial's seeds, under that of its sweep; created if missing. It is RUNNING."""
+    found = queries.children(client, sweep, f"tags.kind = 'trial-repeats' and tags.trial = '{tags['trial']}'")
+    tags = {**tags, "kind": "trial-repeats", "mlflow.parentRunId": sweep.info.run_id}
+    name = f"{sweep.info.run_name}-trial{tags['trial']}"
+    run = found[0] if found else create_run(client, sweep.info.experiment_id, name, tags)
+    mark(client, run.info.run_id, "RUNNING")
+    _describe(client, run.info.run_id, config.flat(), config, dataset)
+    return client.get_run(run.info.run_id)
+
+
 def tag_pruned(client: MlflowClient, run_id: str) -> None:
-    """Tag a trial as stopped early."""
+    """Tag a trial, or one of its runs, as stopped early."""
     client.set_tag(run_id, "pruned", "true")
 
 

@@ -21,6 +21,7 @@ TAGS = {
     "reproduction": (*CONFIG, "seed"),
     "trial": (*CONFIG, "seed", "trial"),
     "repeats": CONFIG,
+    "trial-repeats": (*CONFIG, "trial", "study"),
     "sweep": (*CONFIG, "study"),
 }
 
@@ -98,6 +99,20 @@ def children(client: MlflowClient, parent: Run, *conditions: str) -> list[Run]:
     """The children of `parent` that fulfil conditions in MLflow's syntax, by start time."""
     condition = " and ".join([f"tags.mlflow.parentRunId = '{parent.info.run_id}'", *conditions])
     return list(_search(client, parent.info.experiment_id, condition, ["attributes.start_time ASC"]))
+
+
+def trial_runs(client: MlflowClient, sweep: Run, *conditions: str) -> list[Run]:
+    """The runs of all trials of a sweep that fulfil conditions in MLflow's syntax, by start time."""
+    condition = " and ".join(["tags.kind = 'trial'", *conditions])
+    found = _search(client, sweep.info.experiment_id, condition, ["attributes.start_time ASC"])
+    return [run for run in found if run.data.tags.get("study") == sweep.data.tags["study"]]
+
+
+def running_under(client: MlflowClient, parent: Run) -> list[Run]:
+    """The running children of `parent`; of a sweep, the running runs of its trials."""
+    running = "attributes.status = 'RUNNING'"
+    sweep = parent.data.tags.get("kind") == "sweep"
+    return trial_runs(client, parent, running) if sweep else children(client, parent, running)
 
 
 def duplicates(client: MlflowClient, run: Run) -> list[Run]:

@@ -173,7 +173,7 @@ def log_repeats(
         for epoch, mean in enumerate(values.mean(axis=0), 1)
     ]
     epochs = curves["train"]["acc"].shape[1]
-    values = {"n": float(len(metrics["test/acc"]))}
+    values = {"n": float(len(next(iter(metrics.values()))))}
     for name, summary in summaries.items():
         fields = {"mean": summary.mean, "std": summary.std, "ci_low": summary.ci_low, "ci_high": summary.ci_high}
         if name.startswith("val"):

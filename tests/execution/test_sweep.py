@@ -3,8 +3,10 @@
 import os
 import random
 import re
+import statistics
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -14,7 +16,7 @@ from mlflow.tracking import MlflowClient
 from cifar_lab.config import load_config
 from cifar_lab.errors import UsageError, UserError
 from cifar_lab.execution.space import Range, parse_space
-from cifar_lab.execution.trial import open_study
+from cifar_lab.execution.trial import Prune, open_study
 
 LINEAR = str(EXPERIMENTS / "linear.toml")
 SEARCHED = ("--set", "optim.learning_rate=0.0005..0.1:log", "--set", "trainer.batch_size=32..256")
@@ -120,6 +122,7 @@ def test_a_sweep_killed_twice_ends_with_every_trial_accounted_for(unused):
     states = Counter(trial.state.name.lower() for trial in trials)
     assert f"12 trials: {', '.join(f'{n} {state}' for state, n in sorted(states.items()))}" in driver.output()
     assert states["pruned"] > 0
+    assert "val/acc of seed 0" in driver.output()
     assert len({tuple(trial.params.values()) for trial in trials}) == 12  # the start was not sampled twice
     for trial in trials:
         run, epochs = runs[str(trial.number)], len(trial.intermediate_values)
@@ -166,6 +169,121 @@ def test_failed_trials_count_and_a_second_sweep_at_once_is_refused(unused):
     assert "2 trials: 2 fail" in driver.output()
     assert "no trial was completed, so there is no best trial" in driver.output()
     assert not (unused / "experiments").exists()
+
+
+SEEDS = ("sweep", LINEAR, "--data", "digits", "--epochs", "8", *SEARCHED, "--trials", "10", "--seeds", "5,1")
+
+
+def of_seeds(folder):
+    """Of the only sweep: Optuna's trials, MLflow's run of each, and the runs of each by seed; asserts their tree."""
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment_id = client.get_experiment_by_name("digits").experiment_id
+    (sweep,) = client.search_runs([experiment_id], "tags.kind = 'sweep'")
+    parents, runs = {}, {}
+    for run in client.search_runs([experiment_id], "tags.kind = 'trial-repeats'"):
+        number = run.data.tags["trial"]
+        assert run.data.tags["mlflow.parentRunId"] == sweep.info.run_id
+        assert (run.data.tags["seeds"], run.info.run_name) == ("5,1", f"{sweep.info.run_name}-trial{number}")
+        assert number not in parents
+        parents[number], runs[number] = run, {}
+    for run in client.search_runs([experiment_id], "tags.kind = 'trial'"):
+        number, seed = run.data.tags["trial"], run.data.tags["seed"]
+        assert run.data.tags["mlflow.parentRunId"] == parents[number].info.run_id
+        assert run.info.run_name == f"{parents[number].info.run_name}-seed{seed}"
+        assert seed not in runs[number]
+        runs[number][seed] = run
+    storage = f"sqlite:///{folder / 'optuna.db'}"
+    return optuna.load_study(study_name=sweep.info.run_name, storage=storage).trials, parents, runs, client
+
+
+@pytest.mark.slow
+def test_trials_of_several_seeds_are_judged_by_their_mean_and_continued_after_a_kill(unused):
+    driver = Driver(unused, *SEEDS, "--jobs", "1")
+    driver.wait("trial0-seed1")
+    driver.process.kill()
+    driver.process.join()
+    deadline = time.monotonic() + 20
+    while processes_in(unused) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    _, _, runs, _ = of_seeds(unused)
+    assert [(seed, run.info.status == "FINISHED") for seed, run in sorted(runs["0"].items())] == [
+        ("1", False),
+        ("5", True),
+    ]
+    before = runs["0"]["5"]
+    driver = Driver(unused, *SEEDS)
+    assert driver.wait() == 0, driver.output()
+    trials, parents, runs, client = of_seeds(unused)
+    assert runs["0"]["5"].info.run_id == before.info.run_id
+    assert runs["0"]["5"].info.end_time == before.info.end_time  # not trained again
+    assert len(trials) == len(parents) == 10
+    states = Counter(trial.state.name for trial in trials)
+    assert states["PRUNED"] > 0
+    for trial in trials:
+        parent, seeds = parents[str(trial.number)], runs[str(trial.number)]
+        scores = {seed: run.data.metrics["val/acc"] for seed, run in seeds.items()}
+        first = client.get_metric_history(seeds["5"].info.run_id, "val/acc")
+        assert {point.step: point.value for point in first} == pytest.approx(trial.intermediate_values)
+        assert parent.info.status == "FINISHED"
+        assert (parent.data.tags.get("pruned") == "true") == (trial.state.name == "PRUNED")
+        assert (len(first) < 8) == (trial.state.name == "PRUNED")
+        if trial.state.name == "COMPLETE":
+            mean, std = statistics.mean(scores.values()), statistics.stdev(scores.values())
+            assert scores.keys() == {"5", "1"}
+            shown = [parent.data.metrics[name] for name in ("n", "val/acc_mean", "val/acc_std")]
+            assert shown == pytest.approx([2, mean, std])
+            assert trial.value == pytest.approx(mean)
+            assert f"| 1 | {scores['1']:.4f} |" in parent.data.tags["mlflow.note.content"]
+            assert not [name for name in parent.data.metrics if name.startswith("test")]
+    assert not list((unused / "checkpoints").glob("*/last.ckpt"))
+
+    best = max((trial for trial in trials if trial.state.name == "COMPLETE"), key=lambda trial: trial.value)
+    (file,) = (unused / "experiments").iterdir()
+    text = file.read_text()
+    assert f"trial {best.number} of 10, which has the highest mean val/acc of seeds 5, 1." in text
+    assert f'make experiment compare EXPERIMENTS="linear {file.stem}" SEEDS=0,2,3,4,6,7,8,9 ' in text
+    again = Driver(unused, *SEEDS)
+    assert again.wait() == 0, again.output()
+    assert "0 of 10 trials to go, mean val/acc of seeds 5, 1" in again.output()
+    assert [trial.value for trial in of_seeds(unused)[0]] == [trial.value for trial in trials]
+
+
+@pytest.mark.slow
+def test_a_trial_fails_with_its_first_seed_that_fails(unused):
+    sweep = (*SWEEP[:4], "--epochs", "1", "--set", "optim.learning_rate=1e37..1e38", "--trials", "2", "--seeds", "3")
+    driver = Driver(unused, *sweep, "--jobs", "1")
+    assert driver.wait() == 1, driver.output()
+    assert re.findall(r"trial (\d), seed (\d) failed: train loss is", driver.output()) == [("0", "0"), ("1", "0")]
+    assert "2 trials: 2 fail" in driver.output()
+
+
+def test_other_seeds_do_not_report_and_stop_when_their_trial_has_ended(workplace):
+    study = open_study("x")
+    study.ask()
+    first, other = (Prune("x", 0, decides) for decides in (True, False))
+
+    def end_epoch(callback, epoch):
+        trainer = SimpleNamespace(current_epoch=epoch, max_epochs=3, should_stop=False)
+        trainer.callback_metrics = {"val/acc": 0.5 if callback is first else 0.9}
+        callback.on_train_epoch_end(trainer, None)
+        return trainer.should_stop
+
+    assert [end_epoch(callback, 0) for callback in (other, first)] == [False, False]
+    assert study.trials[0].intermediate_values == {1: 0.5}
+    study.tell(0, state=optuna.trial.TrialState.PRUNED)
+    assert [end_epoch(callback, 1) for callback in (other, first)] == [True, True]
+    assert not end_epoch(other, 2)  # the last epoch is done, so nothing was stopped early
+    assert study.trials[0].intermediate_values == {1: 0.5}
+
+
+def test_the_seeds_belong_to_the_study(workplace):
+    one, several, same = (
+        parse_space("x", LINEAR, ["optim.learning_rate=0.1..0.2"], seeds) for seeds in ((0,), (0, 1), (0, 1))
+    )
+    assert one.study_name("hash") == "x-004ec3"  # as before there were several: such studies go on
+    assert several.study_name("hash") == same.study_name("hash") != one.study_name("hash")
+    with pytest.raises(UsageError, match="a trial can have 20 seeds, not 21"):
+        parse_space("x", LINEAR, ["optim.learning_rate=0.1..0.2"], tuple(range(21)))
 
 
 @pytest.mark.slow
