@@ -46,7 +46,7 @@ def run_curve(
 
     def table(client: MlflowClient, results: Sequence[Result]) -> Table:
         finished.update({item.name: runs for item, runs in results})
-        setting = Column(key, overflow="fold")
+        setting = Column(key.replace(".", ".\n", 1), overflow="fold")
         shown = Table("experiment", setting, "n", "val acc, %", "test acc, %", "seconds")
         for item, runs in results:
             variant, cells = by_name[item.name], [_with_interval(_values(runs, metric)) for metric in METRICS]
