@@ -2,12 +2,13 @@
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 METRICS = ("test/acc", "test/acc_tta", "test/loss", "val/acc", "val/loss")
 MOST, MOST_DEVICES, MOST_SEEDS, LARGEST_SEED = 1_000_000, 1024, 10_000, 1 << 32
+SEEDS = f"a count from 1 to {MOST_SEEDS:,} nor different seeds such as 3,5,8"
 SHOWN = 40  # characters of a refused value
 AddCommand = Callable[..., argparse.ArgumentParser]
 FILE = "name of a file in experiments/, or path of a .toml file"
@@ -105,7 +106,7 @@ def _add_results(add_command: AddCommand) -> None:
 def _add_models(add_command: AddCommand) -> None:
     command = add_command("predict", help="classify image files")
     command.add_argument("images", nargs="+", metavar="image", help="file, folder, or pattern such as 'photos/*.jpg'")
-    text = "beginning of the id of a finished run, or models:/...; default: the champion of the data set"
+    text = "beginning of a run's id, experiment name (its best run), or models:/...; default: the champion"
     command.add_argument("--model", help=text)
     command.add_argument("--top", type=_positive, default=3, help="number of classes to show; default 3")
     command.add_argument("--json", action="store_true", help="print JSON")
@@ -206,8 +207,12 @@ def _seeds(text: str) -> tuple[int, ...]:
         seeds = tuple(numbers) if "," in text else tuple(range(min(numbers[0], MOST_SEEDS + 1)))
     except ValueError:
         seeds = ()
-    different = len(set(seeds)) == len(seeds)
-    if not (0 < len(seeds) <= MOST_SEEDS and different and 0 <= min(seeds) <= max(seeds) < LARGEST_SEED):
-        kinds = f"a count from 1 to {MOST_SEEDS:,} nor different seeds such as 3,5,8"
-        raise argparse.ArgumentTypeError(f"{text[:SHOWN]!r} is neither {kinds}")
+    if not are_seeds(seeds):
+        raise argparse.ArgumentTypeError(f"{text[:SHOWN]!r} is neither {SEEDS}")
     return seeds
+
+
+def are_seeds(numbers: Sequence[int]) -> bool:
+    """Whether they are different, and neither too large nor too many."""
+    different = len(set(numbers)) == len(numbers)
+    return 0 < len(numbers) <= MOST_SEEDS and different and 0 <= min(numbers) <= max(numbers) < LARGEST_SEED

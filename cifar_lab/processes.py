@@ -3,10 +3,13 @@
 import multiprocessing
 import multiprocessing.util
 import os
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.context import ForkServerContext
 from threading import Thread
+from types import ModuleType
 
 LONGEST = 60  # bytes of a temporary folder's path: the paths of multiprocessing's sockets in it may have 104
 SHORT = "/tmp"
@@ -23,6 +26,16 @@ def fork_server(preload: Sequence[str]) -> ForkServerContext:
         multiprocessing.util.get_temp_dir()  # creates the folder that multiprocessing keeps its sockets in
         tempfile.tempdir = own
     return context
+
+
+@contextmanager
+def without_main() -> Iterator[None]:
+    """Processes started in this block do not import `__main__`: a script without a guard would run again in each."""
+    main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def follow_parent() -> None:

@@ -26,6 +26,7 @@ ORDER = [
     "execution",
     "commands",
     "arguments",
+    "api",
     "__main__",
 ]
 LEVEL = {room: level for level, room in enumerate(ORDER)} | {"networks": ORDER.index("training")}

@@ -57,15 +57,25 @@ class ConfusionPlot:
 
     def pixels(self, counts: np.ndarray, title: str) -> np.ndarray:
         """(height, width, 3) uint8 of (classes, classes) counts."""
-        shares = _shares(counts)
+        self._fill(counts, title)
         self.canvas.restore_region(self.background)
+        for artist in *self.drawn_each_time, self.axes.title:
+            self.axes.draw_artist(artist)
+        return np.asarray(self.canvas.buffer_rgba())[..., :3].copy()
+
+    def figure(self, counts: np.ndarray, title: str) -> Figure:
+        """The figure of (classes, classes) counts; after that, `pixels` is of no use."""
+        self._fill(counts, title)
+        for artist in self.drawn_each_time:
+            artist.set_animated(False)
+        return self.canvas.figure
+
+    def _fill(self, counts: np.ndarray, title: str) -> None:
+        shares = _shares(counts)
         self.cells.set_array(shares)
         self.axes.set_title(f"{plain(title)}\n{'percent' if self.annotated else 'share'} of each true class")
         for text, share in zip(self.axes.texts, shares.flat, strict=False):  # none if there are many classes
             text.set(text=f"{100 * share:.0f}", color="white" if share > 0.5 else "black")
-        for artist in *self.drawn_each_time, self.axes.title:
-            self.axes.draw_artist(artist)
-        return np.asarray(self.canvas.buffer_rgba())[..., :3].copy()
 
 
 def _shares(counts: np.ndarray) -> np.ndarray:
@@ -86,6 +96,13 @@ def _turn_labels(axes: Axes, classes: int) -> None:
 
 
 confusion_plot = functools.cache(ConfusionPlot)  # drawn once per process
+
+
+def plot_confusion(
+    counts: np.ndarray, classes: Sequence[str], title: str = "confusion", superclasses: Sequence[str] = ()
+) -> Figure:
+    """Heatmap of (classes, classes) counts, rows true and columns predicted, each row as shares of its sum."""
+    return ConfusionPlot(classes, superclasses).figure(np.asarray(counts), title)
 
 
 def plot_epochs(counts: Sequence[np.ndarray], classes: int) -> Figure:

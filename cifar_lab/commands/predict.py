@@ -6,41 +6,37 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from mlflow.tracking import MlflowClient
 
 from cifar_lab.data.imagefiles import SUFFIXES, NoImage, fit, read_rgb
-from cifar_lab.errors import UserError, printable
-from cifar_lab.tracking import queries, registry, store
-from cifar_lab.tracking.registry import load_registered
+from cifar_lab.errors import printable
+from cifar_lab.tracking import store
+from cifar_lab.tracking.models import BATCH, load_model
 
-BATCH = 250
 MOST_BYTES = 1 << 28  # largest size of an image file
-Model = tuple[tuple[str, ...], Callable[[np.ndarray], np.ndarray]]  # classes; (n, 32, 32, 3) uint8 to (n, classes)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the top classes of every image with their probabilities; 1 if an image could not be read, else 0."""
     files = _find(options.images)
-    classes, probabilities = _load(store.connect(), options.model, options.trust)
+    model = load_model(store.connect(), options.model, options.trust)
     answers: list[dict[str, Any]] = []
     for start in range(0, len(files), BATCH):
         part = files[start : start + BATCH]
         readings = [read_image(file) for file in part]
         pixels = [reading for reading in readings if isinstance(reading, np.ndarray)]
-        rows = iter(probabilities(np.stack(pixels)) if pixels else ())
+        rows = iter(model(np.stack(pixels)) if pixels else ())
         for file, reading in zip(part, readings, strict=True):
             if isinstance(reading, str):
                 answers.append({"file": str(file), "error": reading})
                 print(f"{printable(str(file))}: {printable(reading)}", file=sys.stderr)
             else:
-                answers.append({"file": str(file), "predictions": _top(next(rows), classes, options.top)})
+                answers.append({"file": str(file), "predictions": _top(next(rows), model.classes, options.top)})
                 if not options.json:
                     text = ", ".join(f"{p['class']} {p['probability']:.1%}" for p in answers[-1]["predictions"])
                     print(f"{printable(str(file))}: {text}")
@@ -88,32 +84,6 @@ def read_image(file: Path) -> np.ndarray | str:
         return f"no image files in this folder ({', '.join(SUFFIXES)})"
     except (NoImage, OSError, MemoryError) as error:
         return str(error)
-
-
-def _load(client: MlflowClient, model: str | None, trust: bool) -> Model:
-    """A registered model by its address, a run's model by the beginning of its id, or the champion."""
-    if model is None:
-        model = registry.champion_address(client)
-    if not model.startswith("models:/"):
-        return _of_run(client, model, trust)
-    found, classes = load_registered(model)
-    return classes, found.predict
-
-
-def _of_run(client: MlflowClient, prefix: str, trust: bool) -> Model:
-    from cifar_lab.tracking.load import network_of
-    from cifar_lab.tracking.summaries import load_confusion  # imports Lightning, which a registered model does not need
-
-    run = queries.find_run(client, prefix)
-    if run.data.tags.get("kind") not in ("run", "reproduction") or run.info.status != "FINISHED":
-        raise UserError(f"run {prefix} is not a finished run ({run.info.run_name}, {run.info.status})")
-    network = network_of(client, run, trust)
-
-    def compute(pixels: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return network(torch.from_numpy(pixels)).numpy()
-
-    return load_confusion(client, run)[0], compute
 
 
 def _top(probabilities: np.ndarray, classes: Sequence[str], top: int) -> list[dict[str, object]]:

@@ -10,7 +10,6 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
-import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from mlflow.entities import Run
@@ -28,11 +27,11 @@ from cifar_lab.experiment_files import experiment_name
 from cifar_lab.files import atomic_write
 from cifar_lab.tracking import queries, store, summaries
 from cifar_lab.tracking.artifacts import load_text
-from cifar_lab.tracking.load import dataset_of, network_of
+from cifar_lab.tracking.load import dataset_of
 from cifar_lab.tracking.lookup import Comparison, Item, curves_of, load_comparison
+from cifar_lab.tracking.models import model_of
 
 TEMPLATE = "report.html"
-BATCH = 250
 CONFUSED = 6  # pairs of classes with examples
 EXAMPLES = 6  # of each
 MISTAKES = 18
@@ -66,10 +65,10 @@ def run(options: argparse.Namespace) -> int:
 def render(client: MlflowClient, comparison: Comparison, trust: bool) -> str:
     """The page as self-contained HTML."""
     items, differences = comparison.items, comparison.differences
-    shown = {item.name: _shown(item.finished) for item in items}
-    best = _shown([run for item in items for run in item.finished])
+    shown = {item.name: queries.best_of(item.finished) for item in items}
+    best = queries.best_of([run for item in items for run in item.finished])
     dataset = dataset_of(client, best)
-    probabilities = {name: _probabilities(client, run, dataset, trust) for name, run in shown.items()}
+    probabilities = {name: model_of(client, run, trust)(dataset.images["test"]) for name, run in shown.items()}
     calibration = {name: reliability(p, dataset.labels["test"]) for name, p in probabilities.items()}
     name = next(name for name, run in shown.items() if run.info.run_id == best.info.run_id)
     _, counts = summaries.load_confusion(client, best)
@@ -101,21 +100,6 @@ def render(client: MlflowClient, comparison: Comparison, trust: bool) -> str:
         configs={item.name: load_text(client, item.parent, "config.toml") for item in items},
         commands=_commands(items, best, dataset.variables),
     )
-
-
-def _shown(finished: Sequence[Run]) -> Run:
-    """The best of some runs by validation accuracy, or the first if there is none."""
-    if "val/acc" not in finished[0].data.metrics:
-        return finished[0]
-    return min(finished, key=queries.rank)
-
-
-def _probabilities(client: MlflowClient, run: Run, dataset: Dataset, trust: bool) -> np.ndarray:
-    """Probabilities of the test images, (n, classes), by the run's network."""
-    network = network_of(client, run, trust)
-    with torch.inference_mode():
-        parts = torch.from_numpy(dataset.images["test"]).split(BATCH)
-        return torch.cat([network(part) for part in parts]).numpy()
 
 
 def _row(client: MlflowClient, item: Item, found: Reliability) -> list[str]:

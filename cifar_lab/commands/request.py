@@ -3,6 +3,7 @@
 import argparse
 import signal
 import sys
+from collections.abc import Sequence
 from multiprocessing import forkserver
 from typing import Any
 
@@ -24,16 +25,13 @@ def named(options: argparse.Namespace) -> dict[str, str]:
 
     Raises UsageError for options that contradict each other and for files that are missing.
     """
-    names = [experiment_name(name) for name in options.experiments]
-    if len(set(names)) < len(names):
-        raise UsageError(f"an experiment is named twice: {', '.join(names)}")
+    names = experiment_names(options.experiments)
     if options.cluster and (options.jobs or options.accelerator != "auto"):
         raise UsageError("--cluster places the runs: leave out --jobs and --accelerator; set GPUs with --gpus")
     if options.gpus and not options.cluster:
         raise UsageError("--gpus is only for --cluster; on this machine use --accelerator gpu")
-    for file in options.experiments:
-        read_experiment(split_variant(file)[0])
-    import_for_workers(options)
+    if not options.cluster:
+        import_for_workers(options.accelerator)
     return dict(zip(names, options.experiments, strict=True))
 
 
@@ -46,6 +44,16 @@ def workers(options: argparse.Namespace) -> Any:
     from cifar_lab.execution.local import Pool
 
     return Pool(options.accelerator, options.jobs)
+
+
+def experiment_names(files: Sequence[str]) -> list[str]:
+    """The names of experiment files. Raises UsageError if one is not there, or if two have the same name."""
+    names = [experiment_name(file) for file in files]
+    if len(set(names)) < len(names):
+        raise UsageError(f"an experiment is named twice: {', '.join(names)}")
+    for file in files:
+        read_experiment(split_variant(file)[0])
+    return names
 
 
 def overrides(options: argparse.Namespace) -> list[str]:
@@ -65,9 +73,9 @@ def images(options: argparse.Namespace) -> tuple[Any, str]:
     return decoded(source), source.fallback_reason
 
 
-def import_for_workers(options: argparse.Namespace) -> None:
+def import_for_workers(accelerator: str) -> None:
     """Start the workers' fork server, if they will have one: it does their imports while this process does its own."""
-    if getattr(options, "cluster", None) or (sys.platform == "darwin" and options.accelerator != "cpu"):
+    if sys.platform == "darwin" and accelerator != "cpu":
         return
     fork_server(PRELOAD)
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers inherit it: the driver handles Ctrl-C

@@ -10,7 +10,7 @@ from cifar_lab.experiment_files import experiment_name, read_experiment
 def run(options: argparse.Namespace) -> int:
     """Returns 0, 1 if no trial was completed, 130 if interrupted. Raises UserError."""
     read_experiment(options.experiment)
-    import_for_workers(options)
+    import_for_workers(options.accelerator)
     space = parse_space(experiment_name(options.experiment), options.experiment, overrides(options), options.seeds)
     dataset, fallback_reason = images(options)
     from cifar_lab.execution.local import Pool

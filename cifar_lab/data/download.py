@@ -84,7 +84,7 @@ def _fetch(entry: Entry, sources: list[str], part: Path, used: set[str]) -> None
 def _bar() -> bars.Progress:
     columns = bars.TextColumn("{task.description}"), bars.BarColumn(20), bars.DownloadColumn()
     left = bars.TransferSpeedColumn(), bars.TimeRemainingColumn()
-    return bars.Progress(*columns, *left, console=Console(stderr=True, highlight=False))
+    return bars.Progress(*columns, *left, console=Console(stderr=True, highlight=False, force_jupyter=False))
 
 
 def _tell_ways(bar: bars.Progress, entry: Entry) -> None:

@@ -16,6 +16,7 @@ from cifar_lab.errors import DataError, Unreachable, UsageError, printable
 
 PLACES = (DATA, Path("../shared/data"))
 HOME = Path("~")
+NAMES = ("auto", *ENTRIES, "digits")
 SHOWN = 5  # of what was passed over
 ORIGINAL, LOSSLESS, LOSSY, PART = range(4)  # of several the first kind is taken
 Candidate = tuple[int, Source]  # its kind
@@ -27,6 +28,8 @@ def find_source(data: str, data_dir: Path | None, name: str | None = None) -> So
     data: "auto" (CIFAR-10, or the stand-in digits where it can't be had; with `data_dir` whatever that holds, images of
     your own too), the name of a catalogue entry, or "digits". Raises DataError, UsageError for a name that won't do.
     """
+    if data not in NAMES:
+        raise UsageError(f"no data set {data!r}; use {', '.join(NAMES)}")
     if name and (data != "auto" or data_dir is None):
         raise UsageError("--data-name names images of your own: give --data-dir with it, and no --data")
     if data == "digits":

@@ -49,9 +49,9 @@ def not_cifar10(reason: str) -> str:
 
 def progress(items: Collection[T], description: str) -> Iterable[T]:
     """The items, with a progress bar on stderr."""
-    return rich.progress.track(items, description, console=Console(stderr=True))
+    return rich.progress.track(items, description, console=Console(stderr=True, force_jupyter=False))
 
 
 def open_with_progress(path: Path, description: str) -> AbstractContextManager[BinaryIO]:
     """The file for reading bytes, with a progress bar on stderr."""
-    return rich.progress.open(path, "rb", description=description, console=Console(stderr=True))
+    return rich.progress.open(path, "rb", description=description, console=Console(stderr=True, force_jupyter=False))

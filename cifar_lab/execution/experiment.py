@@ -60,7 +60,7 @@ def run_experiments(
 
     Returns 0, 1 if a run failed, 130 if interrupted; and the plan.
     """
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, force_jupyter=False)  # plain text in a notebook too
     configs, datasets = _resolved(configs, dataset, workers.precision)
     announcement = _announcement(datasets.values(), fallback_reason)
     console.print(announcement)

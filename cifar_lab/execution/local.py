@@ -4,16 +4,17 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
 
 from cifar_lab.execution.worker import start_worker
-from cifar_lab.processes import PRELOAD, fork_server
+from cifar_lab.processes import PRELOAD, fork_server, without_main
 from cifar_lab.tracking.provenance import machine_tags
 from cifar_lab.training.hardware import check_devices, fast_precision, resolve_accelerator
 
@@ -51,12 +52,14 @@ class Pool:
         context = multiprocessing.get_context("spawn") if self.accelerator == "mps" else fork_server(PRELOAD)
         jobs = self.at_once(*resources)
         settings = [self._settings(worker, devices=resources[0]) for worker in range(jobs)]
+        others = multiprocessing.active_children()
         with ProcessPoolExecutor(jobs, context, start_worker, (settings, context.Value("i", 0))) as pool:
 
             def submit(call: Callable, *arguments: Any) -> Future:
                 handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers inherit it: the driver handles Ctrl-C
                 try:
-                    return pool.submit(call, *arguments)
+                    with without_main():
+                        return pool.submit(call, *arguments)
                 except (OSError, EOFError) as error:  # the fork server died
                     raise BrokenProcessPool("no worker process could be started") from error
                 finally:
@@ -65,7 +68,7 @@ class Pool:
             try:
                 yield submit
             except BaseException:
-                _stop(pool)
+                _stop(pool, others)
                 raise
 
     def _settings(self, worker: int, devices: int) -> dict[str, str]:
@@ -79,9 +82,10 @@ class Pool:
         return settings
 
 
-def _stop(pool: Executor) -> None:
+def _stop(pool: Executor, others: Collection[BaseProcess]) -> None:
+    """others: child processes that are not the pool's."""
     pool.shutdown(wait=False, cancel_futures=True)
-    workers = multiprocessing.active_children()
+    workers = [process for process in multiprocessing.active_children() if process not in others]
     for worker in workers:
         worker.terminate()
     deadline = time.monotonic() + STOP_SECONDS

@@ -42,7 +42,7 @@ def config_of(client: MlflowClient, run: Run, trust: bool = False) -> Config:
             if not (trust or is_local()):
                 raise NotTrusted(
                     f"{name} has its own network file, which is not the {FOLDER}/{kind}.py here: read its artifact "
-                    f"{NETWORK}, and give --trust to execute it"
+                    f"{NETWORK}, and give --trust to execute it (in Python trust=True)"
                 )
             source = load_text(client, run, NETWORK)
     return parse_config(text, f"config.toml of {name}", source=source)

@@ -67,7 +67,7 @@ def load_comparison(client: MlflowClient, names: Sequence[str], metric: str, mar
 
     Raises UserError if one is missing or they can't be compared, UsageError if one does not have the metric.
     """
-    parents = [_find_repeats(client, name) for name in names]
+    parents = [find_repeats(client, name) for name in names]
     if len({parent.info.run_id for parent in parents}) < len(parents):
         raise UsageError(f"two of {', '.join(names)} name the same runs")
     items = []
@@ -113,7 +113,7 @@ def sample_of(client: MlflowClient, parent: Run, metric: str, name: str) -> Samp
     )
 
 
-def _find_repeats(client: MlflowClient, name: str) -> Run:
+def find_repeats(client: MlflowClient, name: str) -> Run:
     """The parent run with this config hash, run id, or experiment name; of several, that of the file as it is now."""
     found = _with_results(client, name)
     if not found and (plain := split_variant(name)[0]) != name:  # the file has that value, so the runs have its name

@@ -159,6 +159,16 @@ def rank(run: Run) -> tuple[float, float, int]:
     return -run.data.metrics["val/acc"], run.data.metrics["val/loss"], run.info.start_time
 
 
+def best_of(finished: Sequence[Run]) -> Run:
+    """The best of some runs by validation accuracy, or the first if there is none."""
+    return min(finished, key=rank) if "val/acc" in finished[0].data.metrics else finished[0]
+
+
+def tracked_runs(client: MlflowClient) -> list[Run]:
+    """The runs of all repeats, finished or not, on any data set."""
+    return _anywhere(client, "tags.kind = 'run'")
+
+
 def splits(client: MlflowClient, experiment_id: str) -> list[tuple[str, str]]:
     """The data and split digests of the finished runs."""
     finished = _search(client, experiment_id, "tags.kind = 'run' and attributes.status = 'FINISHED'")

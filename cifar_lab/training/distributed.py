@@ -17,7 +17,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 
 from cifar_lab.errors import UserError, first_line
-from cifar_lab.processes import follow_parent, fork_server
+from cifar_lab.processes import follow_parent, fork_server, without_main
 
 POLL_SECONDS = 0.05
 END_SECONDS = 1.0
@@ -55,8 +55,9 @@ def ranks(devices: int, accelerator: str, body: Callable[..., Any], *arguments: 
     others = [context.Process(target=_other, args=(rank, group, body, arguments)) for rank in range(1, devices)]
     over = Event()
     try:
-        for other in others:
-            other.start()
+        with without_main():
+            for other in others:
+                other.start()
         while not store.check([str(rank) for rank in range(1, devices)]):
             if any(other.exitcode for other in others):
                 raise RuntimeError

@@ -3,6 +3,9 @@
 import ctypes
 import os
 import platform
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,8 +19,11 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 def resolve_accelerator(accelerator: str) -> str:
     """The device for "auto", "cpu" or "gpu": "cuda", "mps" or "cpu".
 
-    Raises UsageError if "gpu" is asked for and there is none, UserError if torch can't use the one that is there.
+    Raises UsageError for another word, or if "gpu" is asked for and there is none, UserError if torch can't use the one
+    that is there.
     """
+    if accelerator not in ("auto", "cpu", "gpu"):
+        raise UsageError(f"accelerator = {accelerator!r}: use auto, cpu or gpu")
     if accelerator != "cpu":
         if torch.cuda.is_available():
             try:
@@ -44,6 +50,23 @@ def exact_fp32() -> None:
     """Turn off TF32: fp32 has 24 bits of precision on a GPU too, not 11, which is cuDNN's default."""
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
+
+
+@contextmanager
+def settings_kept() -> Iterator[None]:
+    """Put torch's settings that a training changes back at the end: threads, determinism, TF32, and warnings."""
+    cudnn, memory = torch.backends.cudnn, torch.utils.deterministic
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    kept = cudnn.allow_tf32, cudnn.benchmark, memory.fill_uninitialized_memory  # type: ignore[attr-defined]
+    deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+        cudnn.allow_tf32, cudnn.benchmark, memory.fill_uninitialized_memory = kept  # type: ignore[attr-defined]
+        torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
 
 
 def fast_precision(accelerator: str) -> str:
