@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from cifar_lab.tracking.models import Model
     from cifar_lab.training.train import Result
 
+warnings.filterwarnings("ignore", message="IProgress not found")  # of tqdm, which MLflow imports, in a notebook
+
 
 def dataset(name: str = "auto", data_dir: str | Path | None = None, data_name: str | None = None) -> "Dataset":
     """A data set: `images["train"]` and `images["test"]` (n, 32, 32, 3) uint8, `labels` (n,), `classes`.

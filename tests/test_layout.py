@@ -14,6 +14,7 @@ PACKAGE = REPOSITORY / "cifar_lab"
 ORDER = [
     "errors",
     "processes",
+    "terminal",
     "files",
     "experiment_files",
     "network_files",

@@ -10,13 +10,13 @@ from urllib.parse import urlsplit
 import requests
 import rich.progress as bars
 from filelock import FileLock
-from rich.console import Console
 from urllib3.exceptions import HTTPError
 
 from cifar_lab.data.catalogue import Entry
 from cifar_lab.data.sources import DATA
 from cifar_lab.errors import DataError, Unreachable
 from cifar_lab.files import file_digest
+from cifar_lab.terminal import make_console
 
 PIECE = 1 << 16
 TIMEOUT = 10  # seconds without an answer, or without a byte
@@ -84,7 +84,7 @@ def _fetch(entry: Entry, sources: list[str], part: Path, used: set[str]) -> None
 def _bar() -> bars.Progress:
     columns = bars.TextColumn("{task.description}"), bars.BarColumn(20), bars.DownloadColumn()
     left = bars.TransferSpeedColumn(), bars.TimeRemainingColumn()
-    return bars.Progress(*columns, *left, console=Console(stderr=True, highlight=False, force_jupyter=False))
+    return bars.Progress(*columns, *left, console=make_console(stderr=True, highlight=False))
 
 
 def _tell_ways(bar: bars.Progress, entry: Entry) -> None:

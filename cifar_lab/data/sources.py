@@ -8,7 +8,8 @@ from typing import BinaryIO, TypeVar
 
 import numpy as np
 import rich.progress
-from rich.console import Console
+
+from cifar_lab.terminal import make_console
 
 DATA = Path("data")
 T = TypeVar("T")
@@ -49,9 +50,9 @@ def not_cifar10(reason: str) -> str:
 
 def progress(items: Collection[T], description: str) -> Iterable[T]:
     """The items, with a progress bar on stderr."""
-    return rich.progress.track(items, description, console=Console(stderr=True, force_jupyter=False))
+    return rich.progress.track(items, description, console=make_console(stderr=True))
 
 
 def open_with_progress(path: Path, description: str) -> AbstractContextManager[BinaryIO]:
     """The file for reading bytes, with a progress bar on stderr."""
-    return rich.progress.open(path, "rb", description=description, console=Console(stderr=True, force_jupyter=False))
+    return rich.progress.open(path, "rb", description=description, console=make_console(stderr=True))

@@ -22,6 +22,7 @@ from cifar_lab.execution.local import Pool
 from cifar_lab.execution.progress import Progress, clock
 from cifar_lab.execution.repeats import Repeats, plan, summarise_repeats
 from cifar_lab.networks.build import check_network
+from cifar_lab.terminal import make_console
 from cifar_lab.tracking import lifecycle, locks, promotion, queries, registry, store
 from cifar_lab.tracking.recovery import end_dead_runs
 from cifar_lab.training.batches import epoch_costs
@@ -60,7 +61,7 @@ def run_experiments(
 
     Returns 0, 1 if a run failed, 130 if interrupted; and the plan.
     """
-    console = Console(highlight=False, markup=False, force_jupyter=False)  # plain text in a notebook too
+    console = make_console(highlight=False, markup=False)
     configs, datasets = _resolved(configs, dataset, workers.precision)
     announcement = _announcement(datasets.values(), fallback_reason)
     console.print(announcement)

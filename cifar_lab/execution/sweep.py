@@ -32,6 +32,7 @@ from cifar_lab.execution.trial import open_study
 from cifar_lab.experiment_files import EXPERIMENTS
 from cifar_lab.files import atomic_write
 from cifar_lab.networks.build import check_network
+from cifar_lab.terminal import make_console
 from cifar_lab.tracking import lifecycle, locks, places, queries, recovery, store, views
 from cifar_lab.tracking.provenance import run_tags
 from cifar_lab.tracking.recovery import end_dead_runs
@@ -44,7 +45,7 @@ CONFIRMATIONS = 8  # seeds; other ones than those that were used to choose
 
 def run_sweep(space: Space, trials: int, dataset: Dataset, fallback_reason: str, pool: Pool) -> int:
     """Search until `trials` trials have ended; returns 0, 1 if none was completed, 130 if interrupted."""
-    console = Console(highlight=False, markup=False)
+    console = make_console(highlight=False, markup=False)
     if fallback_reason:
         console.print(not_cifar10(fallback_reason), soft_wrap=True)
     base = space.config({})
