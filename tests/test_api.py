@@ -111,13 +111,15 @@ images = cifar_lab.dataset("digits")
 for _ in range(2):
     runs = cifar_lab.experiment({LINEAR!r}, [1], images, overrides={EPOCHS}, accelerator="cpu")
     print(runs[["run_id", "experiment", "seed", "status", "config_hash", "test/acc"]].to_json(orient="records"))
+config = cifar_lab.load_config({LINEAR!r}, ["trainer.epochs=1", "trainer.devices=2"])
+print("two devices", len(cifar_lab.train(config, 0, images, "cpu").epochs))
 """
 
 
 def test_a_script_without_a_guard_makes_the_tracked_runs_and_finds_them_again(unused, tracked):
     output = python(unused, SCRIPT)
     lines = output.splitlines()
-    assert lines.count("once") == 1
+    assert lines.count("once") == lines.count("two devices 1") == 1
     assert [line for line in lines if "to train" in line] == [f"linear: {n} of 1 runs to train on cpu" for n in (1, 0)]
     (first,), (second,) = (json.loads(line) for line in lines if line.startswith("["))
     assert first == second

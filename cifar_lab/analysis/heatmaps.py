@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from cifar_lab.analysis.figures import plain
 
@@ -99,7 +100,7 @@ confusion_plot = functools.cache(ConfusionPlot)  # drawn once per process
 
 
 def plot_confusion(
-    counts: np.ndarray, classes: Sequence[str], title: str = "confusion", superclasses: Sequence[str] = ()
+    counts: ArrayLike, classes: Sequence[str], title: str = "confusion", superclasses: Sequence[str] = ()
 ) -> Figure:
     """Heatmap of (classes, classes) counts, rows true and columns predicted, each row as shares of its sum."""
     return ConfusionPlot(classes, superclasses).figure(np.asarray(counts), title)

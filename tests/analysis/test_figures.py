@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+from matplotlib import colormaps
 
 from cifar_lab.analysis.comparison import summarise
 from cifar_lab.analysis.figures import plot_comparison, plot_curve, plot_learning_curves
-from cifar_lab.analysis.heatmaps import ConfusionPlot, plot_epochs, plot_pairs
+from cifar_lab.analysis.heatmaps import ConfusionPlot, plot_confusion, plot_epochs, plot_pairs
 from cifar_lab.data.catalogue import CIFAR100
 
 COUNTS = np.array([[8, 2, 0], [1, 3, 0], [0, 0, 0]])
@@ -26,6 +27,16 @@ def test_a_heatmap_does_not_show_the_one_before():
     assert pixels.dtype == np.uint8
     assert pixels.shape[2] == 3
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+
+
+def test_the_heatmap_as_a_figure_has_its_cells_and_numbers():
+    figure = plot_confusion(COUNTS.tolist(), ["cat", "dog", "ship"], "test")
+    figure.canvas.draw()
+    axes, pixels = figure.axes[0], np.asarray(figure.canvas.buffer_rgba())
+    assert [text.get_text() for text in axes.texts][:5] == ["80", "20", "0", "25", "75"]
+    for row, column, share in (0, 0, 0.8), (0, 1, 0.2), (1, 1, 0.75), (2, 2, 0):
+        x, y = axes.transData.transform((column + 0.1, row + 0.1)).astype(int)
+        assert pixels[-y, x] == pytest.approx(255 * np.array(colormaps["Blues"](share)), abs=2)
 
 
 def test_many_classes_are_parted_by_superclass_and_have_no_numbers():
