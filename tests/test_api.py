@@ -59,7 +59,7 @@ def test_importing_is_light_and_so_are_settings_and_errors(tmp_path):
 
 def test_names_are_the_same_for_editors_and_at_run_time():
     tree = ast.parse((REPOSITORY / "cifar_lab/__init__.py").read_text())
-    (block,) = (node for node in tree.body if isinstance(node, ast.If))  # TYPE_CHECKING
+    block = next(node for node in tree.body if isinstance(node, ast.If))  # TYPE_CHECKING
     imported = sorted(alias.name for node in block.body for alias in node.names)
     assert imported == sorted(cifar_lab.__all__) == dir(cifar_lab)
     for name in cifar_lab.__all__:
