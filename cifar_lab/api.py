@@ -127,12 +127,13 @@ def curves(names: str | Sequence[str] | None = None) -> "pd.DataFrame":
     return frames.curves_table(client, frames.runs_named(client, _listed(names)))
 
 
-def compare(names: Sequence[str], metric: str = "test/acc") -> "pd.DataFrame":
+def compare(names: Sequence[str], metric: str = "test/acc", margin: float = 0.0) -> "pd.DataFrame":
     """What `make compare` computes: a row per pair of experiments, first minus second, on finished runs.
 
-    Columns: first, second, n, paired, mean, ci_low, ci_high (95 %, Student's t), bootstrap_low, bootstrap_high, p
-    (permutation test, adjusted for the number of pairs), verdict. Warns if seeds or environments differ. Raises
-    UserError if one has no finished runs or they can't be compared.
+    Columns: first, second, n, paired, mean, ci_low, ci_high (95 %, for another seed on these images), images_ci_low,
+    images_ci_high (for another seed on other such images), p (permutation test, adjusted for the number of pairs),
+    verdict. margin: a difference that does not matter, in units of the metric. Warns if seeds or environments differ.
+    Raises UserError if one has no finished runs or they can't be compared.
     """
     listed = _listed(names) or []
     if len(listed) < 2:
@@ -142,7 +143,7 @@ def compare(names: Sequence[str], metric: str = "test/acc") -> "pd.DataFrame":
     from cifar_lab.tracking import frames, store
     from cifar_lab.tracking.lookup import load_comparison
 
-    comparison = load_comparison(store.connect(), listed, metric)
+    comparison = load_comparison(store.connect(), listed, metric, margin)
     for line in comparison.remarks:
         warnings.warn(line, stacklevel=2)
     return frames.differences_table(comparison)

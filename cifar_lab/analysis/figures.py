@@ -23,10 +23,11 @@ def plot_samples(images: np.ndarray, classes: Sequence[str]) -> Figure:
     rows, columns = images.shape[:2]
     sheet = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
     sheet = sheet.transpose(0, 2, 1, 3, 4).reshape(34 * rows, 34 * columns, 3)
-    figure = Figure(figsize=(0.5 * columns + 2, 0.5 * rows + 0.2), layout="constrained")
+    names = max(2, 0.5 + 0.08 * max(map(len, classes)))  # inches
+    figure = Figure(figsize=(0.5 * columns + names, 0.5 * rows + 0.2), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(sheet, interpolation="nearest")
-    axes.set(xticks=[], yticks=34 * np.arange(rows) + 17, yticklabels=[*map(plain, classes)])
+    axes.set(xticks=[], yticks=34 * np.arange(rows) + 17, yticklabels=[*map(plain, classes)], anchor="E")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure

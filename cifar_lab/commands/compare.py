@@ -20,7 +20,6 @@ from cifar_lab.analysis.tables import (
 from cifar_lab.experiment_files import experiment_name
 from cifar_lab.files import atomic_write
 from cifar_lab.tracking import queries, store
-from cifar_lab.tracking.lifecycle import mark_compared
 from cifar_lab.tracking.lookup import curves_of, load_comparison
 
 
@@ -36,8 +35,6 @@ def run(options: argparse.Namespace) -> int:
     if comparison.differences:
         print(f"\n{markdown_table(DIFFERENCE_HEADER, map(difference_row, comparison.differences))}")
         print(f"\n{method(comparison.differences)}")
-        for item in items:
-            mark_compared(client, item.parent, item.sample.values)
     if options.plan:
         print(f"\n{markdown_table(*plan(comparison.differences))}")
     for item in items:

@@ -14,7 +14,7 @@ from cifar_lab.tracking.lookup import Comparison
 
 RUN = ["run_id", "dataset", "experiment", "config_hash", "seed", "status"]
 POINT = ["run_id", "experiment", "config_hash", "seed", "epoch"]
-DIFFERENCE = ["first", "second", "n", "paired", "mean", "ci_low", "ci_high", "bootstrap_low", "bootstrap_high"]
+DIFFERENCE = ["first", "second", "n", "paired", "mean", "ci_low", "ci_high", "images_ci_low", "images_ci_high"]
 
 
 def runs_named(client: MlflowClient, names: Sequence[str] | None) -> list[Run]:
@@ -65,7 +65,7 @@ def curves_table(client: MlflowClient, runs: Sequence[Run]) -> pd.DataFrame:
 def differences_table(comparison: Comparison) -> pd.DataFrame:
     """A row per pair of experiments: DIFFERENCE, p and verdict (see analysis.comparison.Difference)."""
     rows = [
-        (d.first, d.second, d.n, d.paired, d.mean, *d.ci, *d.bootstrap_ci, d.p, d.verdict)
+        (d.first, d.second, d.n, d.paired, d.mean, *d.ci, *d.images_ci, d.p, d.verdict)
         for d in comparison.differences
     ]
     return pd.DataFrame(rows, columns=[*DIFFERENCE, "p", "verdict"])

@@ -65,7 +65,8 @@ class Comparison:
 def load_comparison(client: MlflowClient, names: Sequence[str], metric: str, margin: float = 0.0) -> Comparison:
     """The repeats with these experiment names, config hashes or parent run ids; margin: see compare.
 
-    Raises UserError if one is missing or they can't be compared, UsageError if one does not have the metric.
+    Records which seeds were compared first, so that those that come later are marked in later results. Raises UserError
+    if one is missing or they can't be compared, UsageError if one does not have the metric.
     """
     parents = [find_repeats(client, name) for name in names]
     if len({parent.info.run_id for parent in parents}) < len(parents):
@@ -77,7 +78,10 @@ def load_comparison(client: MlflowClient, names: Sequence[str], metric: str, mar
             raise UsageError(f"--metric {metric}: not logged for {parent.info.run_name}, because of its config")
         sample = sample_of(client, parent, metric, _label(parent, parents))
         items.append(Item(parent, finished, sample, summarise([*sample.values.values()])))
-    return Comparison(items, compare([item.sample for item in items], margin))
+    differences = compare([item.sample for item in items], margin)
+    for item in items if differences else []:
+        lifecycle.mark_compared(client, item.parent, item.sample.values)
+    return Comparison(items, differences)
 
 
 def curves_of(client: MlflowClient, comparison: Comparison) -> tuple[str, dict[str, np.ndarray]]:

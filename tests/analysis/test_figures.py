@@ -3,7 +3,8 @@ import pytest
 from matplotlib import colormaps
 
 from cifar_lab.analysis.comparison import summarise
-from cifar_lab.analysis.figures import plot_comparison, plot_curve, plot_learning_curves
+from cifar_lab.analysis.figures import plot_comparison, plot_curve, plot_learning_curves, plot_samples
+from cifar_lab.analysis.heatmaps import ConfusionPlot, plot_confusion, plot_epochs, plot_pairs
 from cifar_lab.analysis.heatmaps import ConfusionPlot, plot_confusion, plot_epochs, plot_pairs
 from cifar_lab.data.catalogue import CIFAR100
 
@@ -37,6 +38,16 @@ def test_the_heatmap_as_a_figure_has_its_cells_and_numbers():
     for row, column, share in (0, 0, 0.8), (0, 1, 0.2), (1, 1, 0.75), (2, 2, 0):
         x, y = axes.transData.transform((column + 0.1, row + 0.1)).astype(int)
         assert pixels[-y, x] == pytest.approx(255 * np.array(colormaps["Blues"](share)), abs=2)
+
+
+@pytest.mark.parametrize("columns", [1, 10])
+@pytest.mark.parametrize("name", ["cat", "automobile: predicted automobile, 100%"])
+def test_names_beside_images_are_whole(name, columns):
+    figure = plot_samples(np.zeros((6, columns, 32, 32, 3), np.uint8), [name] * 6)
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    assert all(label.get_window_extent().x0 >= 0 for label in axes.get_yticklabels())
+    assert axes.get_window_extent().height / 6 == pytest.approx(50, abs=5)  # pixels of an image
 
 
 def test_many_classes_are_parted_by_superclass_and_have_no_numbers():
