@@ -44,7 +44,7 @@ def test_the_heatmap_as_a_figure_has_its_cells_and_numbers():
 @pytest.mark.parametrize("name", ["cat", "automobile: predicted automobile, 100%"])
 def test_names_beside_images_are_whole(name, columns):
     figure = plot_samples(np.zeros((6, columns, 32, 32, 3), np.uint8), [name] * 6)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     (axes,) = figure.axes
     assert all(label.get_window_extent().x0 >= 0 for label in axes.get_yticklabels())
     assert axes.get_window_extent().height / 6 == pytest.approx(50, abs=5)  # pixels of an image
