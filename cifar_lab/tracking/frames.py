@@ -65,8 +65,7 @@ def curves_table(client: MlflowClient, runs: Sequence[Run]) -> pd.DataFrame:
 def differences_table(comparison: Comparison) -> pd.DataFrame:
     """A row per pair of experiments: DIFFERENCE, p and verdict (see analysis.comparison.Difference)."""
     rows = [
-        (d.first, d.second, d.n, d.paired, d.mean, *d.ci, *d.images_ci, d.p, d.verdict)
-        for d in comparison.differences
+        (d.first, d.second, d.n, d.paired, d.mean, *d.ci, *d.images_ci, d.p, d.verdict) for d in comparison.differences
     ]
     return pd.DataFrame(rows, columns=[*DIFFERENCE, "p", "verdict"])
 

@@ -5,7 +5,6 @@ from matplotlib import colormaps
 from cifar_lab.analysis.comparison import summarise
 from cifar_lab.analysis.figures import plot_comparison, plot_curve, plot_learning_curves, plot_samples
 from cifar_lab.analysis.heatmaps import ConfusionPlot, plot_confusion, plot_epochs, plot_pairs
-from cifar_lab.analysis.heatmaps import ConfusionPlot, plot_confusion, plot_epochs, plot_pairs
 from cifar_lab.data.catalogue import CIFAR100
 
 COUNTS = np.array([[8, 2, 0], [1, 3, 0], [0, 0, 0]])
