@@ -197,10 +197,12 @@ def test_compare_has_the_numbers_of_the_command(here, tmp_path, capsys):
     assert main(["compare", "linear", "cnn", "--figure", str(tmp_path / "a.png")]) == 0
     output = capsys.readouterr().out
     (row,) = cifar_lab.compare(["linear", "cnn"]).to_dict("records")
-    mean, low, high = (f"{100 * row[name]:+.2f}" for name in ("mean", "ci_low", "ci_high"))
-    shown = f"| `linear` - `cnn` | {row['n']} paired | {mean} | {low} to {high} | - "
-    assert " ".join(shown.split()) in " ".join(output.split())
-    assert f"| {row['p']:.3g} | {row['verdict']} |" in " ".join(output.split())
+    names = ("mean", "ci_low", "ci_high", "images_ci_low", "images_ci_high")
+    mean, low, high, images_low, images_high = (f"{100 * row[name]:+.2f}" for name in names)
+    (shown,) = [line.strip("|").split("|") for line in output.splitlines() if line.startswith("| `linear` - `cnn`")]
+    cells = [cell.strip() for cell in shown]
+    assert cells[2:5] == [mean, f"{low} to {high}", f"{images_low} to {images_high}"]
+    assert (cells[6], cells[8]) == (f"{row['p']:.3g}", row["verdict"])
     assert (row["first"], row["second"], row["paired"]) == ("linear", "cnn", True)
     accuracies = cifar_lab.runs().groupby("experiment")["test/acc"].mean()
     assert row["mean"] == pytest.approx(accuracies["linear"] - accuracies["cnn"])
