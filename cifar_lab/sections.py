@@ -23,6 +23,9 @@ class DataConfig(Section):
         description="validation images; default a tenth of the training set, at least one per class",
     )
     split_seed: int = Field(0, ge=0, lt=1 << 32)
+    splits: Literal["fixed", "varied"] = Field(
+        "fixed", description="varied: the seed of a run is also its split_seed, to estimate how a procedure varies"
+    )
     train_size: int | None = Field(
         None, ge=1, le=10**9, description="training images to use; the classes keep their shares; default all"
     )

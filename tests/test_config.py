@@ -81,6 +81,7 @@ CHANGES = {
     "model.depth": 1,
     "data.val_size": 9,
     "data.split_seed": 1,
+    "data.splits": "varied",
     "data.train_size": 1000,
     "data.label_noise": 0.1,
     "data.flip": "false",

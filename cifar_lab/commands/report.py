@@ -26,7 +26,7 @@ from cifar_lab.execution.progress import clock
 from cifar_lab.experiment_files import experiment_name
 from cifar_lab.files import atomic_write
 from cifar_lab.tracking import queries, store, summaries
-from cifar_lab.tracking.artifacts import load_text
+from cifar_lab.tracking.artifacts import load_text, text_digest
 from cifar_lab.tracking.load import dataset_of
 from cifar_lab.tracking.lookup import Comparison, Item, curves_of, load_comparison
 from cifar_lab.tracking.models import model_of
@@ -35,7 +35,17 @@ TEMPLATE = "report.html"
 CONFUSED = 6  # pairs of classes with examples
 EXAMPLES = 6  # of each
 MISTAKES = 18
-HEADER = ("experiment", "n", "test accuracy", "95 % interval", "validation accuracy", "ECE of one run", "time per run")
+HEADER = (
+    "experiment",
+    "n",
+    "test accuracy",
+    "95 %, seeds",
+    "95 %, seeds and images",
+    "ensemble",
+    "validation accuracy",
+    "ECE",
+    "time per run",
+)
 VERSIONS = ("device", "accelerator", "python", "torch", "pytorch_lightning", "mlflow")
 ORIGINS = ("mlflow.source.git.commit", "git_dirty", "code_digest", "lock_digest", "data_digest", "split_digest")
 
@@ -83,7 +93,7 @@ def render(client: MlflowClient, comparison: Comparison, trust: bool) -> str:
         chosen="val/acc" in best.data.metrics,
         runs=sum(len(item.finished) for item in items),
         header=HEADER,
-        rows=[_row(client, item, calibration[item.name]) for item in items],
+        rows=[_row(client, item) for item in items],
         difference_header=tables.DIFFERENCE_HEADER,
         differences=[[cell.replace("`", "") for cell in tables.difference_row(d)] for d in differences],
         method=tables.method(differences) if differences else "",
@@ -102,17 +112,19 @@ def render(client: MlflowClient, comparison: Comparison, trust: bool) -> str:
     )
 
 
-def _row(client: MlflowClient, item: Item, found: Reliability) -> list[str]:
-    summary = item.summary
-    interval = f"{summary.ci_low:.2%} to {summary.ci_high:.2%}" if summary.n > 1 else "-"
+def _row(client: MlflowClient, item: Item) -> list[str]:
+    name, n, _, _, *intervals, ensemble = tables.summary_row(item.sample, item.summary)
     validation = [run.data.metrics["val/acc"] for run in item.finished if "val/acc" in run.data.metrics]
+    predicted = [run for run in item.finished if text_digest(run, summaries.PREDICTIONS.format("test"))]
+    eces = [reliability(*summaries.load_predictions(client, run, "test")).ece for run in predicted]
     return [
-        item.name,
-        str(summary.n),
-        str(summary),
-        interval,
+        name.strip("`"),
+        n,
+        str(item.summary),
+        *intervals,
+        ensemble,
         str(summarise(validation)) if validation else "-",
-        f"{found.ece:.1%}",
+        str(summarise(eces)) if eces else "-",
         clock(queries.training_seconds(client, item.finished)),
     ]
 

@@ -108,5 +108,7 @@ def noisy_labels(labels: np.ndarray, classes: int, data: DataConfig) -> np.ndarr
 
 
 def split_digest(labels: np.ndarray, data: DataConfig) -> str:
-    """12 hex digits of the validation indices: results are comparable where it is equal."""
+    """12 hex digits of the validation indices, or "varied" and their number: results are comparable if it is equal."""
+    if data.splits == "varied":
+        return f"varied-{data.val_size}"
     return hashlib.sha256(split_train(labels, data)[1].tobytes()).hexdigest()[:12]

@@ -199,9 +199,12 @@ def _by_dataset(planned: Sequence[Repeats]) -> dict[str, list[Repeats]]:
 def _promote(client: MlflowClient, items: Sequence[Repeats]) -> list[str]:
     """Make the best run on the data set of these repeats its champion; returns the lines to print about it."""
     dataset, experiment_id = items[0].dataset, items[0].parent.info.experiment_id
-    item = next((item for item in items if item.config.data.val_size), None)
-    if item is None:
+    validated = [item for item in items if item.config.data.val_size]
+    if not validated:
         return ["no images are held out (data.val_size = 0), so there is nothing to choose a best run by"]
+    item = next((item for item in validated if item.config.data.splits == "fixed"), None)
+    if item is None:
+        return ["each seed has validation images of its own, so there is nothing to choose a best run by"]
     ranking = queries.ranked_runs(client, experiment_id, item.tags["data_digest"], item.tags["split_digest"])
     if not ranking:
         return ["no run has finished, so there is no best run"]

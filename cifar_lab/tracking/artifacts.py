@@ -51,7 +51,7 @@ def load_arrays(client: MlflowClient, run: Run, path: str) -> dict[str, np.ndarr
 
 
 def text_digest(run: Run, path: str) -> str:
-    """The digest of a text that log_texts logged; "" if it logged none of that path."""
+    """The digest of a text or of arrays that were logged; "" if there are none of that path."""
     return _digests(run).get(path, "")
 
 

@@ -67,12 +67,15 @@ def train(
     After every epoch, `checkpoint` is written and `report` gets the records of all epochs so far. If `checkpoint`
     exists, training continues from it. On one machine, the same arguments give the same weights and metrics, bit for
     bit, interrupted or not. With several `trainer.devices` the caller is rank 0; only rank 0 calls `report` and
-    `callbacks`. `config` must be resolved (see resolve_config). Raises Diverged, and UserError if the checkpoint can't
-    be written or read, memory is short, or another rank dies.
+    `callbacks`. `config` must be resolved (see resolve_config). With `data.splits = "varied"` the seed also draws the
+    split (Bouthillier et al., "Accounting for variance in machine learning benchmarks", 2021). Raises Diverged, and
+    UserError if the checkpoint can't be written or read, memory is short, or another rank dies.
     """
     if accelerator == "auto":
         accelerator = resolve_accelerator("auto")
     devices = config.trainer.devices
+    if config.data.splits == "varied":
+        config = config.model_copy(update={"data": config.data.model_copy(update={"split_seed": seed})})
     run = (config, seed, dataset, checkpoint, accelerator, test)
     with ranks(devices, accelerator, _train, *run) if devices > 1 else nullcontext():
         return _train(0, *run, report, callbacks)

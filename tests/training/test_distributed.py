@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+import torch
 from conftest import Driver, experiment_arguments, processes_in, recorded
 from mlflow.tracking import MlflowClient
 from pytorch_lightning import Callback
@@ -41,6 +42,10 @@ def test_two_processes_compute_what_one_does(digits, tmp_path):
     for stage in ("train", "val", "test"):  # every image of every set, once
         rows = [result.model.confusion[stage].sum(1).tolist() for result in (one, two)]
         assert rows[0] == rows[1]
+    for stage in ("val", "test"):  # in the order of the images
+        (first, labels), (second, same) = (result.predictions[stage] for result in (one, two))
+        assert labels.tolist() == same.tolist()
+        torch.testing.assert_close(second.float(), first.float(), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("setting", ["trainer.micro_batch_size=64", "data.val_size=0"])

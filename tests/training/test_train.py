@@ -296,3 +296,28 @@ def test_fewer_and_mislabelled_images_are_what_is_trained_on(digits, tmp_path):
     settings = ("data.label_noise=0.5", "trainer.epochs=6")
     noisy = train(config_of("linear", digits, *settings), 0, digits, tmp_path / "noisy", "cpu").epochs[-1].metrics
     assert noisy["train/acc"] < 0.6 < 0.8 < noisy["val/acc"]  # validation labels are right
+
+
+def test_varied_splits_follow_the_seed(digits, tmp_path):
+    def digest(name, seed, *settings):
+        config = config_of("linear", digits, "trainer.epochs=1", *settings)
+        result = train(config, seed, digits, tmp_path / name, "cpu")
+        return result.weights_digest, result.predictions["val"][1].tolist()
+
+    varied = digest("varied", 3, "data.splits=varied")
+    assert varied == digest("other", 3, "data.split_seed=3")
+    assert varied[1] != digest("fixed", 3)[1]
+
+
+def test_predictions_are_those_of_the_last_epoch_in_the_order_of_the_images(digits, tmp_path):
+    config = config_of("linear", digits, "trainer.epochs=2")
+    result = train(config, 0, digits, tmp_path / "run", "cpu")
+    probabilities, labels = result.predictions["test"]
+    assert (probabilities.dtype, labels.tolist()) == (torch.float16, digits.labels["test"].tolist())
+    with torch.no_grad():
+        expected = result.model.eval()(torch.from_numpy(digits.images["test"])).softmax(1)
+    torch.testing.assert_close(probabilities.float(), expected, atol=1e-3, rtol=0)
+    val, val_labels = result.predictions["val"]
+    assert (val.argmax(1) == val_labels).float().mean().item() == pytest.approx(result.epochs[-1].metrics["val/acc"])
+    again = train(config, 0, digits, tmp_path / "run", "cpu")  # complete already
+    assert again.predictions["val"][0].equal(val)
