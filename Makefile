@@ -31,7 +31,7 @@ help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
 	@echo 'variables: EXPERIMENTS="linear cnn" SEEDS=8|3,5 EPOCHS= ACCELERATOR=auto|cpu|gpu JOBS=auto DEVICES=1 CLUSTER=<address> GPUS= PORT=<port> HOST=<address>'
 	@echo '           DATA=auto|cifar10|cifar100|digits DATA_DIR=<folder, archive or .npz with images> DATA_NAME=<name for your own>'
-	@echo '           RUN=<run id> TOLERANCE=0 METRIC=test/acc FIGURE=<file> IMAGES=<files> MODEL=<run id>|models:/...'
+	@echo '           RUN=<run id> TOLERANCE=0 METRIC=test/acc MARGIN=<points> PLAN=1 FIGURE=<file> IMAGES=<files> MODEL=<run id>|models:/...'
 	@echo '           KEY=section.key VALUES="1 10 100" SPACE="section.key=low..high[:log] ..." TRIALS=20 TRUST=1 DEBUG=1'
 
 .venv/ready: requirements.lock
@@ -80,6 +80,7 @@ reproduce: $(READY)  ## train run RUN again and say whether it comes out identic
 
 compare: $(READY)  ## differences between EXPERIMENTS in METRIC with intervals and p-values, drawn in FIGURE
 	$(LAB) compare $(call each,$(EXPERIMENTS)) --metric $(call quoted,$(METRIC)) \
+	    $(if $(MARGIN),--margin $(call quoted,$(MARGIN))) $(if $(PLAN),--plan) \
 	    --figure $(call quoted,$(or $(FIGURE),comparison.png))
 
 report: $(READY)  ## write report.html about EXPERIMENTS: results, curves, errors, calibration, examples

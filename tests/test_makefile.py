@@ -29,7 +29,10 @@ TARGETS = {
         ["RUN=abc", "TOLERANCE=0.01", "DATA_DIR=photos"],
         {"run": "abc", "tolerance": 0.01, "data_dir": Path("photos")},
     ),
-    "compare": (["METRIC=val/acc"], {"experiments": ["linear", "cnn"], "metric": "val/acc"}),
+    "compare": (
+        ["METRIC=val/acc", "MARGIN=0.5", "PLAN=1"],
+        {"experiments": ["linear", "cnn"], "metric": "val/acc", "margin": 0.5, "plan": True},
+    ),
     "report": (["EXPERIMENTS=a b", "TRUST=1"], {"experiments": ["a", "b"], "trust": True}),
     "best": ([], {}),
     "predict": ([f"IMAGES={ODD.replace('$', '$$')}", "MODEL=models:/x@y"], {"images": [ODD], "model": "models:/x@y"}),

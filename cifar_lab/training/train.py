@@ -226,6 +226,8 @@ def resolve_config(config: Config, dataset: Dataset, fast: str) -> Config:
     if data.val_size is None:
         least = len(dataset.classes)  # an image of each
         data = data.model_copy(update={"val_size": max(len(dataset.labels["train"]) // 10, least)})
+    if data.train_size == len(dataset.labels["train"]) - data.val_size:
+        data = data.model_copy(update={"train_size": None})  # all of them, as by default: the same runs
     trainer = config.trainer
     if trainer.precision == "auto":
         trainer = trainer.model_copy(update={"precision": fast})

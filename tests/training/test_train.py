@@ -263,6 +263,9 @@ def test_resolved_config_has_nothing_left_open(digits):
     config = config_of("cnn", digits)
     assert config.data.val_size == 143
     assert config.trainer.precision == "fp32"
+    images = len(digits.labels["train"]) - 143
+    assert config_of("cnn", digits, f"data.train_size={images}") == config
+    assert config_of("cnn", digits, f"data.train_size={images - 1}").data.train_size == images - 1
 
 
 def weights(digits, folder, *settings):
