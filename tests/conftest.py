@@ -30,6 +30,28 @@ EXPERIMENTS = pathlib.Path(__file__).resolve().parent / "experiments"  # small: 
 
 EPOCH_METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "lr", "epoch_seconds")
 TEST_METRICS = ("test/loss", "test/acc")
+NETWORK = """
+from pydantic import Field
+from torch import nn
+from cifar_lab.config import ModelConfig
+
+
+class Config(ModelConfig):
+    share: float = Field(0.1, ge=0, lt=1, description="of the pixels that are dropped")
+
+
+class Network(nn.Module):
+    def __init__(self, config, outputs):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.MaxPool2d(4), nn.Flatten(), nn.Dropout(config.share), nn.Linear(192, 32), nn.BatchNorm1d(32), nn.ReLU(),
+            nn.Linear(32, outputs),
+        )
+
+    def forward(self, images):
+        return self.layers(images)
+"""
+NETWORK_EXPERIMENT = '[model]\nkind = "mine"\n[optim]\nlearning_rate = 0.02\n[trainer]\nepochs = 6\nbatch_size = 100\n'
 
 
 def write_images(folder, per_class=(12, 4), suffix="png", classes=CIFAR10.classes):
@@ -181,6 +203,14 @@ def _drive(address, folder, log, arguments, environment):
     forkserver._forkserver._forkserver_address = address  # workers come from the same server
     forkserver._forkserver.ensure_running = forkserver.ensure_running = lambda: None
     sys.exit(main(list(arguments)))
+
+
+def place(folder):
+    """Put a network of one's own, `mine`, and its experiment into a folder."""
+    for name, file, text in (("networks", "mine.py", NETWORK), ("experiments", "mine.toml", NETWORK_EXPERIMENT)):
+        (folder / name).mkdir()
+        (folder / name / file).write_text(text)
+    return folder
 
 
 def experiment_arguments(*arguments):

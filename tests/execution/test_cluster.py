@@ -1,4 +1,7 @@
-"""Runs on a Ray cluster of two nodes, which are groups of processes on one machine, tracked on a server."""
+"""Runs on a Ray cluster of two nodes, which are groups of processes on one machine, tracked on a server.
+
+One of the networks is in a file outside the package.
+"""
 
 import os
 import signal
@@ -8,13 +11,13 @@ from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
-from conftest import EXPERIMENTS, Driver, experiment_arguments, recorded, statuses_of
+from conftest import EXPERIMENTS, Driver, experiment_arguments, place, recorded, statuses_of
 from mlflow.tracking import MlflowClient
 
 from cifar_lab.__main__ import main
 from cifar_lab.tracking import locks
 
-RUNS = experiment_arguments("--seeds", "1", "--epochs", "12")
+RUNS = ("experiment", str(EXPERIMENTS / "cnn.toml"), "mine", "--data", "digits", "--seeds", "1", "--epochs", "12")
 SOON = {"health_check_period_ms": 500, "health_check_timeout_ms": 2000, "health_check_failure_threshold": 4}
 
 
@@ -48,7 +51,7 @@ def alone(tracked, tmp_path_factory):
     """The record of the same runs without a cluster."""
     folder = tmp_path_factory.mktemp("alone")
     (folder / "data").symlink_to(tracked.folder / "data")
-    driver = Driver(folder, *RUNS, "--jobs", "1")
+    driver = Driver(place(folder), *RUNS, "--jobs", "1")
     assert driver.wait() == 0, driver.output()
     return recorded(MlflowClient(f"sqlite:///{folder / 'mlflow.db'}"))
 
@@ -70,6 +73,7 @@ def left_with_the_server(client):
 @pytest.mark.slow
 def test_ctrl_c_and_a_node_that_dies_cost_no_run_and_no_bit(nodes, alone, unused, empty_server):
     client = MlflowClient(empty_server)
+    place(unused)
 
     def start():
         return Driver(unused, *RUNS, "--cluster", nodes.address, MLFLOW_TRACKING_URI=empty_server)
@@ -154,9 +158,9 @@ def test_mistakes_cost_one_line(on_ray, monkeypatch):
             "no node of the cluster has the resources for a run: CPUs 1, GPUs 0.5",
         ),
     ]:
-        code, line = on_ray(*RUNS, *arguments)
+        code, line = on_ray(*experiment_arguments("--seeds", "1"), *arguments)
         assert code in (1, 2)
         assert message in line
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     line = "--cluster: set MLFLOW_TRACKING_URI to a server that all nodes reach"
-    assert line in on_ray(*RUNS, "--cluster", "auto")[1]
+    assert line in on_ray(*experiment_arguments("--seeds", "1"), "--cluster", "auto")[1]

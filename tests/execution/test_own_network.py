@@ -6,42 +6,13 @@ import time
 
 import numpy as np
 import pytest
-from conftest import Driver, recorded, start_server
+from conftest import NETWORK, Driver, place, recorded, start_server
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
 pytestmark = pytest.mark.slow
 
-NETWORK = """
-from pydantic import Field
-from torch import nn
-from cifar_lab.config import ModelConfig
-
-
-class Config(ModelConfig):
-    share: float = Field(0.1, ge=0, lt=1, description="of the pixels that are dropped")
-
-
-class Network(nn.Module):
-    def __init__(self, config, outputs):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.MaxPool2d(4), nn.Flatten(), nn.Dropout(config.share), nn.Linear(192, 32), nn.BatchNorm1d(32), nn.ReLU(),
-            nn.Linear(32, outputs),
-        )
-
-    def forward(self, images):
-        return self.layers(images)
-"""
-EXPERIMENT = '[model]\nkind = "mine"\n[optim]\nlearning_rate = 0.02\n[trainer]\nepochs = 6\nbatch_size = 100\n'
 RUNS = ("experiment", "mine", "--data", "digits", "--seeds", "2", "--accelerator", "cpu")
-
-
-def place(folder):
-    for name, file, text in (("networks", "mine.py", NETWORK), ("experiments", "mine.toml", EXPERIMENT)):
-        (folder / name).mkdir()
-        (folder / name / file).write_text(text)
-    return folder
 
 
 def said(folder, *arguments, code=0, **environment):
