@@ -76,6 +76,8 @@ class Config(Section):
             raise ValueError("model.one_vs_one needs images of one class each; leave data.mixup and data.cutmix at 0")
         if self.optim.ema and self.trainer.devices > 1:
             raise ValueError(f"optim.ema is for one device, not for trainer.devices = {self.trainer.devices}")
+        if self.trainer.captured and (self.optim.ema or self.trainer.devices > 1):
+            raise ValueError("trainer.captured can't be used with optim.ema or several trainer.devices; leave it out")
         return self
 
     def hash(self, data_digest: str) -> str:

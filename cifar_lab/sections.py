@@ -145,6 +145,7 @@ class TrainerConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 if the device is faster in it")
     threads: int = Field(1, ge=1, le=1024, description="CPU threads of one run; their number changes the last bits")
     devices: int = Field(1, ge=1, le=1024, description="devices that share each batch; batch norm sees one's share")
+    captured: bool = Field(False, description="on CUDA, the training step becomes one launch: a CUDA graph")
     tta: bool = Field(False, description="also score the test set with test-time augmentation")
 
     @model_validator(mode="after")

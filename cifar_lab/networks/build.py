@@ -11,6 +11,7 @@ from cifar_lab.data.cache import Dataset
 from cifar_lab.data.selection import split_train
 from cifar_lab.errors import UsageError
 from cifar_lab.training.augmentation import resize
+from cifar_lab.training.captured import CapturedClassifier
 from cifar_lab.training.classifier import Classifier
 from cifar_lab.training.one_vs_one import count_pairs
 
@@ -45,7 +46,8 @@ def make_network(
     section = config.model
     outputs = count_pairs(classes) if section.one_vs_one else classes
     network = network_files.load(section.kind, section.source).Network(section, outputs)
-    return Classifier(network, config.optim, mean, std, classes, section.one_vs_one)
+    kind = CapturedClassifier if config.trainer.captured else Classifier
+    return kind(network, config.optim, mean, std, classes, section.one_vs_one)
 
 
 def check_network(config: Config, dataset: Dataset) -> None:

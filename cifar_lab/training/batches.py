@@ -15,6 +15,7 @@ from cifar_lab.training.augmentation import augment, draw_augmentation, reflect_
 
 EVALUATION_BATCH = 250  # images; the activations of twice as many do not fit into a CPU's cache
 FLIPS = 1 << 33  # in place of an epoch in the key of derive_seed
+RANGE = 25  # steps; a run is stopped between two ranges
 AUGMENTATION = 2  # last element of the key of derive_seed
 
 
@@ -98,6 +99,7 @@ class TrainBatches:
         classes: int = 10,
     ) -> None:
         batch_size, self.batch_size = batch_sizes(config.trainer, len(labels))
+        self.parts = batch_size // self.batch_size  # micro-batches of an optimiser step
         self.count = len(labels) // batch_size * batch_size // self.batch_size * self.batch_size
         self.labels, self.config, self.seed, self.epoch, self.rank = labels, config, seed, epoch, rank
         self.classes, self.mean = classes, images.view(-1, 3).float().mean(0).round().to(torch.uint8)
@@ -137,6 +139,21 @@ class TrainBatches:
             yield resize(images, side), labels
 
 
+class Ranges:
+    """What Lightning takes for a batch if the step is captured: up to RANGE steps, each a list of its micro-batches."""
+
+    def __init__(self, batches: TrainBatches) -> None:
+        self.batches, self.steps = batches, len(batches) // batches.parts
+
+    def __len__(self) -> int:
+        return -(-self.steps // RANGE)
+
+    def __iter__(self) -> Iterator[list[list[tuple[torch.Tensor, torch.Tensor]]]]:
+        batches, parts = iter(self.batches), range(self.batches.parts)
+        for start in range(0, self.steps, RANGE):
+            yield [[next(batches) for _ in parts] for _ in range(min(RANGE, self.steps - start))]
+
+
 class CIFAR10DataModule(LightningDataModule):
     """Train, validation and test batches of a data set, as uint8 on the trainer's device.
 
@@ -149,10 +166,11 @@ class CIFAR10DataModule(LightningDataModule):
         super().__init__()
         self.dataset, self.config, self.seed = dataset, config, seed
 
-    def train_dataloader(self) -> TrainBatches:
+    def train_dataloader(self) -> TrainBatches | Ranges:
         rank = self.trainer.global_rank
         classes = len(self.dataset.classes)
-        return TrainBatches(*self._tensors("train", 0), self.config, self.seed, self._epoch, rank, classes)
+        batches = TrainBatches(*self._tensors("train", 0), self.config, self.seed, self._epoch, rank, classes)
+        return Ranges(batches) if self.config.trainer.captured else batches
 
     def val_dataloader(self) -> Batches:
         return self._in_order(self._tensors("train", 1), lambda: training_side(self.config, self._epoch()))

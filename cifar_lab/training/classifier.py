@@ -81,30 +81,39 @@ class Classifier(LightningModule):
         return self.network(self.normalise(images).permute(0, 3, 1, 2))
 
     def forward(self, images: Tensor) -> Tensor:
-        scores = self.scores(images).float()
+        return self.logits(self.scores(images).float())
+
+    def logits(self, scores: Tensor) -> Tensor:
         return self.coupling(scores) if self.coupling else scores
 
     def step(self, batch: Batch, stage: str) -> Tensor:
-        """Loss of one batch; loss and outcomes are stored until the stage ends, so that no step waits for the GPU.
+        """Loss of one batch, which is also recorded.
 
         The labels are (b,) int64, or (b, classes) float32 shares, of which the largest counts for the outcome.
         """
         images, targets = batch
-        labels = targets.argmax(1) if targets.is_floating_point() else targets
         scores = self.scores(images).float()
-        logits = self.coupling(scores.detach()) if self.coupling else scores
+        logits = self.logits(scores.detach())
+        loss = self.loss(scores if stage == "train" else logits, targets, stage)
+        self.record(stage, loss.detach(), scores.detach(), logits, targets)
+        return loss
+
+    def loss(self, scores: Tensor, targets: Tensor, stage: str) -> Tensor:
+        """Mean over images. scores: (b, outputs) in training; else the logits."""
         smoothing = self.optim.label_smoothing if stage == "train" else 0.0
         if self.coupling and stage == "train":
-            loss = self.coupling.loss(scores, labels, smoothing)
-        else:
-            loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
+            return self.coupling.loss(scores, targets, smoothing)
+        return F.cross_entropy(scores, targets, label_smoothing=smoothing)
+
+    def record(self, stage: str, loss: Tensor, scores: Tensor, logits: Tensor, targets: Tensor) -> None:
+        """Store loss and outcomes of a batch until the stage ends, so that no step waits for the GPU."""
+        labels = targets.argmax(1) if targets.is_floating_point() else targets
         if self.coupling:
-            self.pair_errors[stage] += self.coupling.errors(scores.detach(), labels)
+            self.pair_errors[stage] += self.coupling.errors(scores, labels)
         self.outcomes[stage].append(labels * self.classes + logits.argmax(1))
-        self.losses[stage].append(loss.detach() * len(labels))
+        self.losses[stage].append(loss * len(labels))
         if stage != "train":
             self.probabilities[stage].append(logits.softmax(1).half())
-        return loss
 
     def start_stage(self, stage: str) -> None:
         self.losses[stage], self.outcomes[stage], self.probabilities[stage] = [], [], []
@@ -113,8 +122,9 @@ class Classifier(LightningModule):
 
     def count(self, stage: str) -> Tensor:
         """Confusion counts of this device's batches so far: (classes, classes) int64, rows true, columns predicted."""
-        counts = torch.bincount(torch.cat(self.outcomes[stage]), minlength=self.classes**2)
-        return counts.view(self.classes, self.classes)
+        outcomes = torch.cat(self.outcomes[stage])
+        counts = outcomes.new_zeros(self.classes**2)  # bincount would wait for the GPU
+        return counts.index_add_(0, outcomes, torch.ones_like(outcomes)).view(self.classes, self.classes)
 
     def in_order(self, parts: list[Tensor], count: int) -> Tensor:
         """(count, ...) rows of all devices' batches, of which device r has number r, r + devices, ..."""
@@ -209,8 +219,12 @@ class Classifier(LightningModule):
     def on_test_epoch_end(self) -> None:
         self.end_stage("test")
 
+    def count_steps(self) -> int:
+        """The optimiser steps of the whole run."""
+        return int(self.trainer.estimated_stepping_batches)
+
     def configure_optimizers(self) -> dict:
         dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else torch.float32
         optimizer = make_optimizer(self, self.optim, dtype)
-        schedule = make_schedule(optimizer, self.optim, int(self.trainer.estimated_stepping_batches))
+        schedule = make_schedule(optimizer, self.optim, self.count_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -27,13 +27,24 @@ class Muon(Optimizer):
     def __init__(self, groups: list[dict[str, Any]], dtype: torch.dtype) -> None:
         super().__init__(groups, {"weight_decay": 0.0, "orthogonal": False})
         self.dtype = dtype
+        self.rates: list[Tensor] = []
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+
+    def copy_rates(self) -> None:
+        """Copy the learning rates to the device. From then on `step` takes them from there, and needs no Python number."""
+        if not self.rates:
+            self.rates = [torch.zeros((), device=group["params"][0].device) for group in self.param_groups]
+        for rate, group in zip(self.rates, self.param_groups, strict=True):
+            rate.fill_(-group["lr"])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """One step; `closure` computes loss and gradients."""
         with torch.enable_grad():
             loss = closure() if closure else None
-        for group in self.param_groups:
+        for index, group in enumerate(self.param_groups):
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
                 continue
@@ -44,16 +55,16 @@ class Muon(Optimizer):
                     parameters, [len(p) ** 0.5 / norm for p, norm in zip(parameters, norms, strict=True)]
                 )
                 steps = orthogonalise(steps, self.dtype)
-            torch._foreach_add_(parameters, steps, alpha=-group["lr"])
+            if self.rates:
+                torch._foreach_addcmul_(parameters, steps, [self.rates[index]] * len(steps))  # same bits on a CPU
+            else:
+                torch._foreach_add_(parameters, steps, alpha=-group["lr"])
         return loss
 
     def _nesterov(self, parameters: list[Tensor], momentum: float, weight_decay: float) -> list[Tensor]:
         gradients = [p.grad for p in parameters if p.grad is not None]
         if weight_decay:
             gradients = [*torch._foreach_add(gradients, parameters, alpha=weight_decay)]
-        for p in parameters:
-            if not self.state[p]:
-                self.state[p]["momentum"] = torch.zeros_like(p)
         buffers = [self.state[p]["momentum"] for p in parameters]
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, gradients)

@@ -140,15 +140,15 @@ def _trainer(rank: int, config: Config, images: int, accelerator: str, callbacks
     warnings.filterwarnings("ignore", message=".*sync_dist=True")  # Classifier.all_reduce does it
     warnings.filterwarnings("ignore", message=".*broadcast_buffers")  # older versions of torch lack its new name
     batch_size, micro_batch_size = batch_sizes(config.trainer, images)
-    devices = config.trainer.devices
+    devices, captured = config.trainer.devices, config.trainer.captured  # captured: CapturedClassifier does both
     return Trainer(
         accelerator=accelerator,
         devices=devices,
         strategy=ddp(rank) if devices > 1 else "auto",
         precision="bf16-mixed" if config.trainer.precision == "bf16" else "32-true",
         max_epochs=config.trainer.epochs,
-        accumulate_grad_batches=batch_size // micro_batch_size,
-        gradient_clip_val=config.optim.clip_norm,
+        accumulate_grad_batches=1 if captured else batch_size // micro_batch_size,
+        gradient_clip_val=None if captured else config.optim.clip_norm,
         limit_val_batches=1.0 if config.data.val_size else 0,
         deterministic="warn" if accelerator == "mps" else True,  # Apple's gradient of max pooling is not deterministic
         num_sanity_val_steps=0,
