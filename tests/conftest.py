@@ -71,6 +71,22 @@ def image_folder(tmp_path):
     return write_images(tmp_path / "images")
 
 
+@pytest.fixture
+def gpu(monkeypatch):
+    """A simulated GPU, with the evaluation batches of the CPU, on which the last digits of a loss depend."""
+    import torch
+    from make_believe import GPU, install, install_for_lightning
+
+    from cifar_lab.training import batches
+
+    monkeypatch.setattr(batches, "GPU_EVALUATION_BATCH", batches.EVALUATION_BATCH)
+    install(monkeypatch.setattr)
+    install_for_lightning(monkeypatch.setattr)
+    with GPU():
+        yield
+    torch.__future__.set_overwrite_module_params_on_conversion(False)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _own_runs():
     """Remove, after the tests of a file, what MLflow set in the environment of this process."""

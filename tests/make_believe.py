@@ -1,13 +1,15 @@
 """A simulated GPU: tensors that claim to be on cuda:0 but are stored in the CPU's memory.
 
 Like CUDA's tensors, they can't be mixed with the CPU's, and torch.cuda.set_sync_debug_mode reports the calls that make
-the host wait for the GPU. It has fp32 only, no streams and no timing.
+the host wait for the GPU. Operations can be captured in a graph and replayed. It has fp32 only, no timing, and one
+stream.
 
 `install` lets torch find it; within `GPU()`, tensors can be created on it.
 """
 
 import importlib
 import warnings
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,8 +17,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = torch.device("cuda", 0)
 COPIES = ("_to_copy", "copy_")
+MEMORY = ("empty", "new_empty", "_unsafe_view", "set_")  # launch nothing
 WAITS = {"_local_scalar_dense": 1, "bincount": 2, "nonzero": 1, "masked_select": 1, "_unique2": 1, "equal": 1}
 Generator = torch.Generator
+launches = [0]  # calls of operations that compute something; a foreach operation or a graph's replay counts as one
 
 
 class GPUTensor(torch.Tensor):
@@ -50,6 +54,52 @@ class GPUTensor(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, op, types, args=(), kwargs=None):
         return compute(op, args, kwargs or {})
+
+
+class Graph:
+    """Stands in for torch.cuda.CUDAGraph: the operations of a capture, without the Python code around them.
+
+    As on CUDA, the capture computes nothing, and every replay works in the memory of the capture.
+    """
+
+    recording = None  # the graph that is being captured
+
+    def __init__(self):
+        self.operations, self.memory = [], {}
+
+    def add(self, op, args, kwargs):
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, torch.Tensor) and tensor.data_ptr() not in self.memory:
+                self.memory[tensor.data_ptr()] = tensor, tensor.clone()
+        result = op(*args, **kwargs)
+        self.operations.append((op, args, kwargs, result))
+        return result
+
+    def replay(self):
+        launches[0] += 1
+        for op, args, kwargs, result in self.operations:
+            for new, old in zip(tree_leaves(op(*args, **kwargs)), tree_leaves(result), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+@contextmanager
+def capture(graph, stream):
+    """Stands in for torch.cuda.graph."""
+    random = torch.get_rng_state()
+    Graph.recording = graph
+    try:
+        yield
+    finally:
+        Graph.recording = None
+        torch.set_rng_state(random)
+        for tensor, before in graph.memory.values():
+            tensor.copy_(before)
+        graph.memory.clear()
+
+
+class Stream:
+    def wait_stream(self, stream): ...
 
 
 class GPU(TorchDispatchMode):
@@ -94,9 +144,12 @@ def compute(op, args, kwargs):
     for _ in range(WAITS.get(name, 0) + (crosses or masks)):
         wait()
     held = {k: torch.device("cpu") if k == "device" and v is not None else v for k, v in kwargs.items()}
-    result = op(
-        *tree_map(lambda leaf: getattr(leaf, "held", leaf), args), **tree_map(lambda v: getattr(v, "held", v), held)
-    )
+    args_held, held = tree_map(lambda leaf: getattr(leaf, "held", leaf), (args, held))
+    if Graph.recording:
+        result = Graph.recording.add(op, args_held, held)
+    else:
+        launches[0] += not (op.is_view or name.startswith(MEMORY))
+        result = op(*args_held, **held)
     if name == "_to_copy" and device == "cpu":
         return result
     written = [
@@ -111,6 +164,8 @@ def compute(op, args, kwargs):
 
 def wait():
     """Report, as torch does, a call that makes the host wait for the device."""
+    if Graph.recording:
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
     if torch.cuda.get_sync_debug_mode() == 2:
         raise RuntimeError("called a synchronizing CUDA operation")
     if torch.cuda.get_sync_debug_mode() == 1:
@@ -150,9 +205,15 @@ def install(patch, count=1):
         "manual_seed_all": lambda seed: None,
         "set_sync_debug_mode": lambda to: mode.__setitem__(0, modes.get(to, to)),
         "get_sync_debug_mode": lambda: mode[0],
+        "CUDAGraph": Graph,
+        "graph": capture,
+        "Stream": Stream,
+        "current_stream": Stream,
+        "stream": lambda stream: nullcontext(),
     }.items():
         patch(torch.cuda, name, value)
     patch(torch, "Generator", OtherGenerator)
+    patch(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda self: None)  # asks the driver
     # because a CPU's parameter can't become a GPUTensor in place
     torch.__future__.set_overwrite_module_params_on_conversion(True)
 

@@ -63,7 +63,7 @@ def augment(
         kept = draws[:, 4].view(-1, 1, 1, 1) * ~_squares(draws[:, 5:7], draws[:, 7])
         others = images.roll(1, 0)
         images = torch.lerp(others.float(), images.float(), kept).round().to(torch.uint8)
-        shares = F.one_hot(labels, classes).float()
+        shares = (labels[:, None] == torch.arange(classes, device=labels.device)).float()
         labels = torch.lerp(shares.roll(1, 0), shares, kept.mean((1, 2)))
     return images, labels
 
@@ -79,5 +79,5 @@ def _jitter(images: torch.Tensor, brightness: torch.Tensor, contrast: torch.Tens
 def _squares(centres: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
     """(b, 32, 32, 1) bool: the pixels of squares with (b,) `sides` around (b, 2) `centres`, shares of the image."""
     pixels = torch.arange(32, device=centres.device) + 0.5
-    down, right = ((pixels - 32 * centres[:, [axis]]).abs() < sides[:, None] / 2 for axis in (0, 1))
+    down, right = ((pixels - 32 * centres[:, axis, None]).abs() < sides[:, None] / 2 for axis in (0, 1))
     return (down[:, :, None] & right[:, None, :])[..., None]

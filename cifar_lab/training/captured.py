@@ -5,10 +5,11 @@ takes longer than a short run trains.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from cifar_lab.errors import UserError, first_line
 from cifar_lab.training.classifier import Batch, Classifier
@@ -73,7 +74,8 @@ class CapturedClassifier(Classifier):
     """A Classifier whose training step is a Graph: forward and backward passes, clipping, and Muon's step.
 
     torch's SGD and AdamW take their learning rate from Python, so they step after the graph. Augmentation, metrics and
-    the schedule stay outside. On a CPU the weights and metrics have the bits of a Classifier.
+    the schedule stay outside. On a CPU, weights and metrics have the bits of a Classifier. Whether they do on a GPU is
+    not known, so `trainer.captured` is part of the config hash.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -82,7 +84,8 @@ class CapturedClassifier(Classifier):
 
     def count_steps(self) -> int:
         self.trainer.fit_loop.setup_data()
-        return self.trainer.train_dataloader.steps * int(self.trainer.max_epochs or 0)
+        ranges: Any = self.trainer.train_dataloader
+        return ranges.steps * self.trainer.max_epochs
 
     def on_train_start(self) -> None:
         self.graph = Graph(self._forward_backward)
@@ -90,9 +93,12 @@ class CapturedClassifier(Classifier):
     def on_train_end(self) -> None:
         del self.graph  # its addresses are those of this device
 
+    def on_validation_model_zero_grad(self) -> None:
+        """Keep the gradients: the graph writes into them."""
+
     def training_step(self, batch: list[list[Batch]], index: int) -> None:  # type: ignore[override]
         """The steps of a range (see batches.Ranges)."""
-        optimizer, schedule = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
+        optimizer, schedule = self.trainer.optimizers[0], cast(LRScheduler, self.lr_schedulers())
         with torch.autocast(self.device.type, enabled=False):  # Lightning's would include the optimiser
             for parts in batch:
                 self.learning_rate = optimizer.param_groups[0]["lr"]
@@ -107,7 +113,7 @@ class CapturedClassifier(Classifier):
 
     def _forward_backward(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Loss and scores of each micro-batch of a step. inputs: its images and targets."""
-        optimizer, outputs = self.optimizers(use_pl_optimizer=False), []
+        optimizer, outputs = self.trainer.optimizers[0], []
         optimizer.zero_grad()
         parts = list(zip(inputs[::2], inputs[1::2], strict=True))
         bf16 = self.trainer.precision == "bf16-mixed"

@@ -33,7 +33,7 @@ class Muon(Optimizer):
                 self.state[p]["momentum"] = torch.zeros_like(p)
 
     def copy_rates(self) -> None:
-        """Copy the learning rates to the device. From then on `step` takes them from there, and needs no Python number."""
+        """Copy the learning rates to the device. From then on `step` takes them from there, not from the groups."""
         if not self.rates:
             self.rates = [torch.zeros((), device=group["params"][0].device) for group in self.param_groups]
         for rate, group in zip(self.rates, self.param_groups, strict=True):

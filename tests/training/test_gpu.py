@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 from conftest import EXPERIMENTS, REPOSITORY, WARM, experiment_arguments, recorded
-from make_believe import GPU, GPUTensor, install, install_for_lightning
+from make_believe import GPUTensor, install
 from mlflow.tracking import MlflowClient
 from PIL import Image
 from pytorch_lightning import Callback
@@ -36,15 +36,6 @@ MODELS = {
 }
 SITE = REPOSITORY / "tests" / "site"
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU")
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    install(monkeypatch.setattr)
-    install_for_lightning(monkeypatch.setattr)
-    with GPU():
-        yield
-    torch.__future__.set_overwrite_module_params_on_conversion(False)
 
 
 @pytest.fixture
