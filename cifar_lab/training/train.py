@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from cifar_lab.training.classifier import Classifier, Diverged
 from cifar_lab.training.distributed import ddp, ranks
 from cifar_lab.training.hardware import exact_fp32, keep_freed_memory, resolve_accelerator
 
+CHECKPOINT_SECONDS = 10.0  # at least, between two checkpoints on a GPU, where an epoch may take half a second
 DRAWS = 1  # last element of the key of derive_seed, for what layers draw
 DIVERGED = 10  # times the loss of guessing: a final training loss above it has diverged
 INITIALISATION = 1 << 32  # in place of an epoch in the key of derive_seed
@@ -64,12 +66,13 @@ def train(
 ) -> Result:
     """Train `config` with `seed` on `dataset`, then score the test set once, unless `test` is false.
 
-    After every epoch, `checkpoint` is written and `report` gets the records of all epochs so far. If `checkpoint`
-    exists, training continues from it. On one machine, the same arguments give the same weights and metrics, bit for
-    bit, interrupted or not. With several `trainer.devices` the caller is rank 0; only rank 0 calls `report` and
-    `callbacks`. `config` must be resolved (see resolve_config). With `data.splits = "varied"` the seed also draws the
-    split (Bouthillier et al., "Accounting for variance in machine learning benchmarks", 2021). Raises Diverged, and
-    UserError if the checkpoint can't be written or read, memory is short, or another rank dies.
+    After every epoch, `report` gets the records of all epochs so far, and `checkpoint` is written; on a GPU, at most
+    every CHECKPOINT_SECONDS, so that `report` gets some epochs again after an interruption. If `checkpoint` exists,
+    training continues from it. On one machine, the same arguments give the same weights and metrics, bit for bit,
+    interrupted or not. With several `trainer.devices` the caller is rank 0; only rank 0 calls `report` and `callbacks`.
+    `config` must be resolved (see resolve_config). With `data.splits = "varied"` the seed also draws the split
+    (Bouthillier et al., "Accounting for variance in machine learning benchmarks", 2021). Raises Diverged, and UserError
+    if the checkpoint can't be written or read, memory is short, or another rank dies.
     """
     if accelerator == "auto":
         accelerator = resolve_accelerator("auto")
@@ -96,7 +99,7 @@ def _train(
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # slow, not needed here
     keep_freed_memory()
     exact_fp32()
-    record = _Record(checkpoint, report)
+    record = _Record(checkpoint, report, 0.0 if accelerator == "cpu" else CHECKPOINT_SECONDS)
     assert config.data.val_size is not None, "config must be resolved"
     images = config.data.train_size or len(dataset.labels["train"]) - config.data.val_size
     averaging = [_Average(decay=config.optim.ema)] if config.optim.ema else []
@@ -162,10 +165,14 @@ def _trainer(rank: int, config: Config, images: int, accelerator: str, callbacks
 
 
 class _Record(Checkpoint):
-    """Records every epoch, writes a checkpoint that contains all records, then reports them."""
+    """Records every epoch, writes a checkpoint that contains all records, then reports them.
 
-    def __init__(self, path: Path, report: Callable[[Sequence[Epoch]], None]) -> None:
-        self.path, self.report = path, report
+    After the first epoch, no checkpoint is written within `seconds` of the last one, except at the end.
+    """
+
+    def __init__(self, path: Path, report: Callable[[Sequence[Epoch]], None], seconds: float) -> None:
+        self.path, self.report, self.seconds = path, report, seconds
+        self.written = time.monotonic()
         self.epochs: list[Epoch] = []
         self.predictions: tuple[Tensor, Tensor] | None = None  # of the validation images, in the last epoch
 
@@ -175,8 +182,12 @@ class _Record(Checkpoint):
         self.epochs.append(Epoch(trainer.current_epoch + 1, int(1000 * time.time()), metrics, counts))
         if counts is not None:
             self.predictions = _on_cpu(module.predictions["val"])
-        trainer.save_checkpoint(self.path)
-        trainer.should_stop = trainer.strategy.reduce_boolean_decision(trainer.should_stop, all=False)
+        any_rank = partial(trainer.strategy.reduce_boolean_decision, all=False)
+        trainer.should_stop = any_rank(trainer.should_stop)
+        ends = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        if any_rank(ends or not self.path.exists() or time.monotonic() >= self.written + self.seconds):
+            trainer.save_checkpoint(self.path)
+            self.written = time.monotonic()
         self.report(self.epochs)
 
     def state_dict(self) -> dict[str, Any]:

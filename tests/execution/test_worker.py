@@ -4,7 +4,8 @@ import os
 import sys
 
 import pytest
-from conftest import EXPERIMENTS
+from conftest import EXPERIMENTS, recorded
+from pytorch_lightning import Callback
 
 from cifar_lab.__main__ import main
 from cifar_lab.commands import best
@@ -15,7 +16,8 @@ from cifar_lab.execution import worker
 from cifar_lab.execution.repeats import plan
 from cifar_lab.tracking import store, summaries
 from cifar_lab.tracking.provenance import machine_tags
-from cifar_lab.training.train import resolve_config
+from cifar_lab.training.checkpoints import WholeCheckpoint
+from cifar_lab.training.train import resolve_config, train
 
 
 @pytest.fixture
@@ -26,6 +28,47 @@ def planned(workplace):
     client = store.connect(make=True)
     (item,) = plan(client, {"linear": config}, [0], {"linear": dataset}, machine_tags("cpu"))
     return client, item, (item.parent, config, {**item.tags, "kind": "run", "seed": "0"}, dataset)
+
+
+class Dies(Callback):
+    """Stands in for worker.Stop: ends the process's training in the third epoch of four."""
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.current_epoch == 2:
+            raise SystemExit
+
+
+def test_epochs_that_are_trained_again_because_a_gpu_has_fewer_checkpoints_are_logged_once(gpu, workplace, monkeypatch):
+    dataset, _ = load_dataset("digits")
+    config = resolve_config(load_config(str(EXPERIMENTS / "linear.toml"), ["trainer.epochs=4"]), dataset, "fp32")
+    client = store.connect(make=True)
+    (item,) = plan(client, {"linear": config}, [0, 1], {"linear": dataset}, machine_tags("cuda"))
+    written, save = [], WholeCheckpoint.save_checkpoint
+
+    def watched(self, content, path, storage_options=None):
+        written.append(content["epoch"] + 1)
+        save(self, content, path)
+
+    monkeypatch.setattr(WholeCheckpoint, "save_checkpoint", watched)
+    calls = [(item.parent, config, {**item.tags, "kind": "run", "seed": seed}, dataset) for seed in "01"]
+    worker.train_one(*calls[0])
+    assert written == [1, 4]  # all are within ten seconds
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "Stop", Dies)
+        with pytest.raises(SystemExit):
+            worker.train_one(*calls[1])
+    assert written == [1, 4, 1]
+    (stopped,) = client.search_runs([item.parent.info.experiment_id], "tags.seed = '1' and tags.kind = 'run'")
+    assert len(client.get_metric_history(stopped.info.run_id, "train/acc")) == 2
+    worker.train_one(*calls[1])
+    assert written == [1, 4, 1, 4]
+    runs = recorded(client)
+    for status, _, points, images in runs.values():
+        assert status == "FINISHED"
+        assert [step for step, _ in points["val/acc"]] == points["epoch_seconds"] == [1, 2, 3, 4]
+        assert images == 4
+    whole = train(config, 1, dataset, workplace / "whole.ckpt", "cpu")
+    assert runs["linear-seed1"][1] == whole.weights_digest
 
 
 def run_of(client, item):
