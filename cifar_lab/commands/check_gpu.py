@@ -79,11 +79,13 @@ class _GPU:
         for precision in dict.fromkeys(("fp32", fast)):
             for name in "linear", "cnn", "cnn, one-vs-one":
                 yield f"{name}, {precision}: same weights in two runs", partial(self.same_bits, name, precision)
+        yield f"cnn, {fast}, captured: same weights in two runs", partial(self.captured, "cnn", fast)
         yield f"cnn, {fast}: same weights if killed and continued", partial(self.continued, "cnn", fast)
         for name in "linear", "cnn":
             yield f"{name}: test accuracy over {SEEDS} seeds as on the CPU", partial(self.equivalent, name)
         for name in TIMED:
             yield f"{name}, {fast}: speed", partial(self.speed, name, fast)
+            yield f"{name}, {fast}, captured: speed", partial(self.speed, name, fast, "trainer.captured=true")
 
     def found(self) -> str:
         tags = device_tags(self.accelerator)
@@ -126,6 +128,12 @@ class _GPU:
         assert first == second, f"{first} and {second}"
         return first
 
+    def captured(self, name: str, precision: str) -> str:
+        configs = [self.config(name, precision, captured=captured) for captured in (False, True, True)]
+        plain, first, second = (self.train(config, 0, self.accelerator).weights_digest for config in configs)
+        assert first == second, f"{first} and {second}"
+        return f"{first}, {'as' if first == plain else 'not as'} without trainer.captured"
+
     def continued(self, name: str, precision: str) -> str:
         config, checkpoint = self.config(name, precision), self.folder / "killed.ckpt"
         arguments = (config, self.digits.folder.resolve(), checkpoint, self.accelerator)
@@ -156,14 +164,16 @@ class _GPU:
         assert max(abs(found.ci_low), abs(found.ci_high)) <= MARGIN, result
         return result
 
-    def speed(self, name: str, precision: str) -> str:
+    def speed(self, name: str, precision: str, *settings: str) -> str:
         noise = _noise(self.digits)
-        config = load_config(name, [f"trainer.precision={precision}", "trainer.epochs=2", "data.val_size=0"])
+        settings = (f"trainer.precision={precision}", "trainer.epochs=2", "data.val_size=0", *settings)
+        config = load_config(name, settings)
         config = config.model_copy(update={"data": config.data.model_copy(update={"sides": config.data.sides[-1:]})})
         waits, cuda = _Waits(), self.accelerator == "cuda"
         if cuda:
             torch.cuda.reset_peak_memory_stats()
-        result = train(config, 0, noise, self.folder / f"{name}.ckpt", self.accelerator, callbacks=[waits], test=False)
+        file = self.folder / f"{name}{len(settings)}.ckpt"
+        result = train(config, 0, noise, file, self.accelerator, callbacks=[waits], test=False)
         memory = torch.cuda.max_memory_allocated() if cuda else torch.mps.driver_allocated_memory()
         seconds = result.epochs[-1].metrics["epoch_seconds"]
         rate = IMAGES / seconds

@@ -235,7 +235,7 @@ def test_check_gpu_reports_passed_checks(short_check, capsys):
     assert main(["check-gpu"]) == 0
     header, _, *rows, last = capsys.readouterr().out.splitlines()
     assert header == "| check | passed | result |"
-    assert last == "0 of 11 checks failed"
+    assert last == "0 of 13 checks failed"
     table = {what: (holds, seen) for what, holds, seen in (row.strip("| ").split(" | ") for row in rows)}
     assert {holds for holds, _ in table.values()} == {"yes"}
     assert "device Make-believe GPU, tf32 off" in table["GPU found"][1]
@@ -244,7 +244,9 @@ def test_check_gpu_reports_passed_checks(short_check, capsys):
     digest = table["cnn, fp32: same weights if killed and continued"][1]
     assert "of 3 epochs" in digest
     assert "difference +0.00 to +0.00 points" in table["cnn: test accuracy over 2 seeds as on the CPU"][1]
-    assert ", 0 waits for the GPU per step, " in table["cnn, fp32: speed"][1]
+    assert table["cnn, fp32, captured: same weights in two runs"][1].endswith(", as without trainer.captured")
+    for speed in "cnn, fp32: speed", "cnn, fp32, captured: speed":
+        assert ", 0 waits for the GPU per step, " in table[speed][1]
 
 
 @pytest.mark.slow
