@@ -114,8 +114,8 @@ check-gpu: $(READY)  ## check whether the GPU here trains correctly, and measure
 test: $(READY)  ## run all tests
 	OMP_WAIT_POLICY=passive $(BIN)python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --durations=25
 
-bench: $(READY)  ## measure speed against plain PyTorch, torchvision and scikit-learn: benchmarks/RESULTS.md
-	$(BIN)python -m benchmarks
+bench: $(READY)  ## measure speed (with ACCELERATOR=gpu, on the GPU) against plain PyTorch and others: benchmarks/RESULTS.md
+	$(BIN)python -m benchmarks $(filter gpu,$(ACCELERATOR))
 
 lint: $(READY)  ## check style and types
 	$(BIN)ruff check .

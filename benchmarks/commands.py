@@ -1,4 +1,4 @@
-"""Measurements of whole commands on the CPU, each in its own process."""
+"""Measurements of whole commands, each in its own process."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ FOLDER = Path.cwd()
 SEEDS = 8
 
 
-def run_experiment(dataset: Dataset, *arguments: str) -> tuple[float, float, list[Run]]:
+def run_experiment(dataset: Dataset, *arguments: str, accelerator: str = "cpu") -> tuple[float, float, list[Run]]:
     """Seconds of `cifar_lab experiment` without earlier runs, seconds until its first training step, and its runs."""
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "folder"
@@ -30,7 +30,7 @@ def run_experiment(dataset: Dataset, *arguments: str) -> tuple[float, float, lis
         for name in ("data", "experiments", "../shared"):  # so that it finds the same images
             (folder / name).symlink_to((FOLDER / name).resolve())
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-        command = [sys.executable, "-m", "cifar_lab", "experiment", "--accelerator", "cpu", "--data", "cifar10"]
+        command = [sys.executable, "-m", "cifar_lab", "experiment", "--accelerator", accelerator, "--data", "cifar10"]
         began, passed = time.time(), timed()
         subprocess.run([*command, *arguments], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
         seconds = passed()

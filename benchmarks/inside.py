@@ -49,7 +49,7 @@ def epoch(dataset: Dataset) -> list[Row]:
     os.sched_setaffinity(0, {min(cores)})
     for name, overrides in (("cnn", ["trainer.epochs=2", "data.sides=[16, 24]"]), ("linear", [])):
         config = resolved(name, dataset, *overrides)
-        measures = (partial(_tracked_seconds, config, dataset), partial(_bare_seconds, config, dataset))
+        measures = (partial(tracked_seconds, config, dataset), partial(bare_seconds, config, dataset))
         ours, bare = (seconds / config.trainer.epochs for seconds in alternate(measures))
         what = f"1. epoch of `{name}`, tracked, against a bare loop"
         rows.append(Row(what, *_seconds(ours, bare), ours / bare, "lower"))
@@ -69,33 +69,32 @@ class _Clock(Callback):
         self.total = self.seconds()
 
 
-def _tracked_seconds(config: Config, dataset: Dataset) -> float:
+def tracked_seconds(config: Config, dataset: Dataset, accelerator: str = "cpu") -> float:
     """Seconds from the first to the last epoch with Lightning, checkpoints, MLflow and heatmaps."""
     with tempfile.TemporaryDirectory() as folder:
         client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         experiment_id = client.create_experiment("benchmark", f"{folder}/mlruns")
-        tags = provenance.run_tags("benchmark", config, dataset, provenance.machine_tags("cpu"))
+        tags = provenance.run_tags("benchmark", config, dataset, provenance.machine_tags(accelerator))
         tags |= {"kind": "run", "seed": "0"}
         run = lifecycle.create_run(client, experiment_id, "benchmark", tags)
         clock = _Clock()
-        worker.train_tracked(client, run, config, dataset, "cpu", callbacks=[clock])
+        worker.train_tracked(client, run, config, dataset, accelerator, callbacks=[clock])
     return clock.total
 
 
-def _bare_seconds(config: Config, dataset: Dataset) -> float:
-    return train_bare(config, dataset)[1]
+def bare_seconds(config: Config, dataset: Dataset, device: str = "cpu") -> float:
+    return train_bare(config, dataset, device)[1]
 
 
-def train_bare(config: Config, dataset: Dataset) -> tuple[Classifier, float]:
+def train_bare(config: Config, dataset: Dataset, device: str = "cpu") -> tuple[Classifier, float]:
     """The network that `train` gives for seed 0, by a plain loop, and the seconds of its epochs, with validation."""
     torch.set_num_threads(config.trainer.threads)
     torch.manual_seed(derive_seed(0, INITIALISATION))
-    model = make_model(config, dataset)
-    train, val = (
-        (torch.from_numpy(dataset.images["train"][i]), torch.from_numpy(dataset.labels["train"][i]).long())
-        for i in split_train(dataset.labels["train"], config.data)
-    )
+    model = make_model(config, dataset).to(device)
+    images, labels = (torch.from_numpy(part["train"]) for part in (dataset.images, dataset.labels))
+    parts_of = split_train(dataset.labels["train"], config.data)
+    train, val = ((images[i].to(device), labels[i].long().to(device)) for i in parts_of)
     batches = TrainBatches(*train, config, 0, lambda: epoch)
     batch_size, micro_batch_size = batch_sizes(config.trainer, len(train[1]))
     parts = batch_size // micro_batch_size
@@ -112,7 +111,7 @@ def train_bare(config: Config, dataset: Dataset) -> tuple[Classifier, float]:
                 optimizer.zero_grad()
                 schedule.step()
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad():  # without validation images it is one empty batch
             torch.stack([_loss(model, config, *batch, 0.0) for batch in val_batches]).sum().item()
     return model, seconds()
 
@@ -124,7 +123,7 @@ def _dtype(config: Config) -> torch.dtype:
 def _loss(
     model: Classifier, config: Config, images: torch.Tensor, labels: torch.Tensor, smoothing: float
 ) -> torch.Tensor:
-    with torch.autocast("cpu", torch.bfloat16, enabled=config.trainer.precision == "bf16"):
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=config.trainer.precision == "bf16"):
         logits = model(images).float()
         return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 

@@ -77,9 +77,10 @@ def gpu(monkeypatch):
     import torch
     from make_believe import GPU, install, install_for_lightning
 
-    from cifar_lab.training import batches
+    from cifar_lab.training import batches, hardware
 
     monkeypatch.setattr(batches, "GPU_EVALUATION_BATCH", batches.EVALUATION_BATCH)
+    monkeypatch.setattr(hardware.collect_env, "get_nvidia_driver_version", lambda run: None)
     install(monkeypatch.setattr)
     install_for_lightning(monkeypatch.setattr)
     with GPU():

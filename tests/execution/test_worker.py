@@ -38,7 +38,7 @@ class Dies(Callback):
             raise SystemExit
 
 
-def test_epochs_that_are_trained_again_because_a_gpu_has_fewer_checkpoints_are_logged_once(gpu, workplace, monkeypatch):
+def test_epochs_after_the_last_checkpoint_on_a_gpu_are_trained_again_and_logged_once(gpu, workplace, monkeypatch):
     dataset, _ = load_dataset("digits")
     config = resolve_config(load_config(str(EXPERIMENTS / "linear.toml"), ["trainer.epochs=4"]), dataset, "fp32")
     client = store.connect(make=True)
