@@ -109,6 +109,7 @@ CHANGES = {
     "trainer.precision": "fp32",
     "trainer.threads": 2,
     "trainer.devices": 2,
+    "trainer.captured": "true",
     "trainer.tta": "true",
 }
 
