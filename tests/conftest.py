@@ -28,7 +28,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 EXPERIMENTS = pathlib.Path(__file__).resolve().parent / "experiments"  # small: for digits
 
-EPOCH_METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "lr", "epoch_seconds")
+EPOCH_METRICS = ("train/loss", "train/cross_entropy", "train/acc", "val/loss", "val/acc", "lr", "epoch_seconds")
 TEST_METRICS = ("test/loss", "test/acc")
 NETWORK = """
 from pydantic import Field

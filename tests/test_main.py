@@ -63,7 +63,10 @@ MISTAKES = [
     (("experiment", LINEAR, "--epochs", "0"), "--epochs: '0' is not a positive whole number"),
     (("experiment", LINEAR, "--epochs", "2.5"), "--epochs: '2.5' is not a positive whole number"),
     (("experiment", LINEAR, "--jobs", "many"), "--jobs: 'many' is not a positive whole number"),
-    (("experiment", LINEAR, "--set", "optim.lr=1"), "unknown key optim.lr; known here: learning_rate, momentum"),
+    (
+        ("experiment", LINEAR, "--set", "optim.lr=1"),
+        "unknown key optim.lr; known here: kind, learning_rate, weight_decay",
+    ),
     (("experiment", LINEAR, "--set", "optim.learning_rate=high"), "optim.learning_rate = 'high': Input should be"),
     (("experiment", LINEAR, "--seed", "5"), "unrecognized arguments: --seed 5"),
     (("experiment", LINEAR, LINEAR), "an experiment is named twice: linear, linear"),

@@ -33,24 +33,21 @@ def plot_samples(images: np.ndarray, classes: Sequence[str]) -> Figure:
     return figure
 
 
-def plot_learning_curves(
-    curves: Mapping[str, Mapping[str, np.ndarray]], title: str, losses: Mapping[str, str] | None = None
-) -> Figure:
-    """Loss and accuracy over completed epochs.
+def plot_learning_curves(curves: Mapping[str, Mapping[str, np.ndarray]], title: str) -> Figure:
+    """Cross-entropy and accuracy over completed epochs.
 
-    curves: by line ("train", "val") the metrics "loss" and "acc", (epochs,) or (seeds, epochs). Several seeds are drawn
-    as thin lines, their mean as a thick one. losses: by line the name of its loss, if that is not plain cross-entropy.
+    curves: by line ("train", "val") the metrics "cross_entropy", or "loss" if that is the same, and "acc", (epochs,) or
+    (seeds, epochs). Several seeds are drawn as thin lines, their mean as a thick one.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     figure.suptitle(plain(title))
     for axes, metric in zip(figure.subplots(1, 2), ("loss", "acc"), strict=True):
         for color, (name, metrics) in zip(sns.color_palette("colorblind"), curves.items(), strict=False):
-            values = np.atleast_2d(metrics[metric])
+            values = np.atleast_2d(metrics["acc"] if metric == "acc" else metrics.get("cross_entropy", metrics["loss"]))
             epochs = np.arange(1, values.shape[1] + 1)
             if len(values) > 1:
                 axes.plot(epochs, values.T, color=color, linewidth=0.7, alpha=0.5)
-            kind = f" ({losses[name]})" if metric == "loss" and losses and name in losses else ""
-            label = f"{name}{kind}, mean of {len(values)}" if len(values) > 1 else f"{name}{kind}"
+            label = f"{name}, mean of {len(values)}" if len(values) > 1 else name
             axes.plot(epochs, values.mean(axis=0), color=color, linewidth=2, label=plain(label))
         axes.set(xlabel="completed epochs", ylabel="cross-entropy" if metric == "loss" else "accuracy")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

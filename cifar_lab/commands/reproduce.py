@@ -21,7 +21,7 @@ from cifar_lab.tracking.recovery import end_dead_runs
 from cifar_lab.training.hardware import check_devices, resolve_accelerator
 from cifar_lab.training.train import Epoch
 
-EPOCH_METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "lr")  # all but epoch_seconds
+EPOCH_METRICS = ("train/loss", "train/cross_entropy", "train/acc", "val/loss", "val/acc", "lr")  # all but epoch_seconds
 TEST_METRICS = ("test/loss", "test/acc", "test/acc_tta")
 CONTEXT = {  # tags that may explain a difference
     "mlflow.source.git.commit": "git commit",

@@ -88,24 +88,23 @@ def summarise_repeats(client: MlflowClient, repeats: Repeats, interrupted: bool)
     if parent.info.status == "FINISHED" and not repeats.missing and parent.data.metrics.get("n") == len(finished):
         return finished
     if finished and not interrupted:
-        log_statistics(client, parent, finished, repeats.config)
+        log_statistics(client, parent, finished)
     complete = {queries.seed_of(run) for run in finished}.issuperset(repeats.seeds)
     lifecycle.mark(client, parent.info.run_id, "FINISHED" if complete else "KILLED" if interrupted else "FAILED")
     return finished
 
 
-def log_statistics(client: MlflowClient, parent: Run, finished: Sequence[Run], config: Config) -> None:
+def log_statistics(client: MlflowClient, parent: Run, finished: Sequence[Run]) -> None:
     """Log the statistics of finished runs, which differ only in their seeds, on their parent."""
     logged = [metric for metric in METRICS if metric in finished[0].data.metrics]
     values = {m: {queries.seed_of(run): run.data.metrics[m] for run in finished} for m in logged}
     each = [queries.curves(client, run.info.run_id) for run in finished]
     curves = {
-        stage: {metric: np.stack([curve[stage][metric] for curve in each]) for metric in ("loss", "acc")}
-        for stage in each[0]
+        stage: {m: np.stack([c[stage][m] for c in each]) for m in metrics if all(m in c[stage] for c in each)}
+        for stage, metrics in each[0].items()
     }
     ended = max(run.info.end_time for run in finished)
     for point in client.get_metric_history(parent.info.run_id, "n"):
         if point.value != len(finished):  # runs were deleted: the new points must have the later time
             ended = max(ended, point.timestamp + 1)
-    losses = summaries.train_loss(config.optim.label_smoothing, config.model.one_vs_one)
-    summaries.log_repeats(client, parent.info.run_id, values, curves, losses, ended)
+    summaries.log_repeats(client, parent.info.run_id, values, curves, ended)

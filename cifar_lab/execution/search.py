@@ -121,7 +121,7 @@ class Trials:
             mean = float(np.mean([run.data.metrics["val/acc"] for run in runs]))
         if parent is not self.sweep:
             if runs:
-                log_statistics(self.client, parent, runs, self.space.config(settings_of(self.study.trials[number])))
+                log_statistics(self.client, parent, runs)
             elif state == TrialState.PRUNED:
                 lifecycle.tag_pruned(self.client, parent.info.run_id)
             lifecycle.mark(self.client, parent.info.run_id, STATUS[state])

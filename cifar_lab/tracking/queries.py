@@ -14,6 +14,7 @@ from mlflow.tracking import MlflowClient
 from cifar_lab.errors import UserError, printable
 
 T = TypeVar("T")
+CURVES = {"train": ("loss", "cross_entropy", "acc"), "val": ("loss", "acc")}
 # Tags that identify a run, by its kind.
 CONFIG = ("config_hash", "data_digest", "split_digest", "experiment")
 TAGS = {
@@ -191,9 +192,10 @@ def training_seconds(client: MlflowClient, runs: Sequence[Run]) -> float:
 
 
 def curves(client: MlflowClient, run_id: str) -> dict[str, dict[str, np.ndarray]]:
-    """`curves["train"]["loss"]` and so on, each (epochs,); no "val" without validation images."""
+    """`curves["train"]["loss"]` and so on, each (epochs,), as CURVES has them; without what was not logged."""
     found = {
-        stage: {metric: history(client, run_id, f"{stage}/{metric}") for metric in ("loss", "acc")}
-        for stage in ("train", "val")
+        stage: {metric: history(client, run_id, f"{stage}/{metric}") for metric in metrics}
+        for stage, metrics in CURVES.items()
     }
-    return {stage: metrics for stage, metrics in found.items() if len(metrics["acc"])}
+    logged = {stage: {name: values for name, values in each.items() if len(values)} for stage, each in found.items()}
+    return {stage: metrics for stage, metrics in logged.items() if metrics}

@@ -17,6 +17,7 @@ from cifar_lab.analysis.figures import plot_learning_curves
 from cifar_lab.analysis.heatmaps import confusion_plot, plot_epochs, plot_pairs
 from cifar_lab.analysis.tables import markdown_table
 from cifar_lab.data.cache import Dataset
+from cifar_lab.tracking import queries
 from cifar_lab.tracking.artifacts import load_arrays, load_text, log_arrays, log_texts
 from cifar_lab.training.train import Result
 
@@ -58,12 +59,11 @@ def log_result(client: MlflowClient, run_id: str, result: Result, dataset: Datas
         accuracies = _pair_accuracies(result.model.pair_errors["test"].cpu().numpy(), test_counts)
         log_pairs(client, run_id, accuracies, classes, name)
     curves = {
-        stage: {m: np.array([epoch.metrics[f"{stage}/{m}"] for epoch in result.epochs]) for m in ("loss", "acc")}
-        for stage in ("train", "val")
+        stage: {m: np.array([epoch.metrics[f"{stage}/{m}"] for epoch in result.epochs]) for m in metrics}
+        for stage, metrics in queries.CURVES.items()
         if f"{stage}/acc" in last.metrics
     }
-    losses = train_loss(result.model.optim.label_smoothing, result.model.coupling is not None)
-    client.log_figure(run_id, plot_learning_curves(curves, name, losses), "learning_curves.png")
+    client.log_figure(run_id, plot_learning_curves(curves, name), "learning_curves.png")
     client.log_artifact(run_id, str(checkpoint), "checkpoints")
     client.set_tag(run_id, "weights_digest", result.weights_digest)
 
@@ -86,12 +86,6 @@ def log_pairs(client: MlflowClient, run_id: str, accuracies: np.ndarray, classes
 def log_report(client: MlflowClient, parent_id: str, page: str) -> None:
     """Log a report on its parent run."""
     client.log_text(parent_id, page, "report.html")
-
-
-def train_loss(label_smoothing: float, one_vs_one: bool) -> dict[str, str]:
-    """The name of the training loss if it is not plain cross-entropy (see plot_learning_curves)."""
-    names = [f"label smoothing {label_smoothing:g}"] * (label_smoothing > 0) + ["sum over pairs"] * one_vs_one
-    return {"train": ", ".join(names)} if names else {}
 
 
 def log_verdict(client: MlflowClient, run: Run, verdict: str) -> None:
@@ -157,13 +151,12 @@ def log_repeats(
     parent_id: str,
     metrics: Mapping[str, Mapping[int, float]],
     curves: Mapping[str, Mapping[str, np.ndarray]],
-    losses: Mapping[str, str],
     ended: int,
 ) -> None:
     """Log statistics over seeds on the parent run. Logging the same runs again gives the same points.
 
-    metrics: by name ("test/acc") the values by seed; curves: by stage "loss" and "acc", (seeds, epochs); losses: see
-    plot_learning_curves; ended: when the last run ended, in ms since 1970.
+    metrics: by name ("test/acc") the values by seed; curves: by stage "loss" and so on, (seeds, epochs); ended: when
+    the last run ended, in ms since 1970.
     """
     summaries = {name: summarise(list(values.values())) for name, values in metrics.items()}
     points = [
@@ -184,7 +177,7 @@ def log_repeats(
     points += [Metric(name, value, ended, epochs) for name, value in shown.items()]
     for piece in range(0, len(points), BATCH):
         client.log_batch(parent_id, metrics=points[piece : piece + BATCH])
-    figure = plot_learning_curves(curves, f"{run.info.run_name}, {int(values['n'])} seeds", losses)
+    figure = plot_learning_curves(curves, f"{run.info.run_name}, {int(values['n'])} seeds")
     client.log_figure(parent_id, figure, "learning_curves.png")
     client.set_tag(parent_id, DESCRIPTION, results_table(metrics, summaries))
 

@@ -30,7 +30,8 @@ class Classifier(LightningModule):
     The scores of `network`, (b, outputs), are the logits. With `one_vs_one` there is one score per pair of
     classes, trained on the images of its two classes only; PairwiseCoupling turns them into logits, and
     `pair_errors[stage]` counts the errors of the pairs, (classes, classes).
-    Every epoch logs `{train,val,test}/{loss,acc}`, `lr` (of SGD, in the last step) and `epoch_seconds` (training only);
+    Every epoch logs `{train,val,test}/{loss,acc}`, `train/cross_entropy` (without label smoothing, to compare it with
+    `val/loss`), `lr` (of the first group, in the last step) and `epoch_seconds` (training only);
     with `tta` also `test/acc_tta`, the accuracy with test-time augmentation.
     `confusion[stage]` has the counts of a stage's last epoch, (classes, classes), rows true, columns predicted;
     `predictions[stage]`, of "val" and "test", the probabilities, (n, classes) float16, and the labels, (n,) int64.
@@ -60,6 +61,7 @@ class Classifier(LightningModule):
         self.pair_errors: dict[str, Tensor] = {}
         self.predictions: dict[str, tuple[Tensor, Tensor]] = {}
         self.losses: dict[str, list[Tensor]] = {}
+        self.cross_entropies: list[Tensor] = []  # of the training batches
         self.outcomes: dict[str, list[Tensor]] = {}  # true class * classes + predicted class, (b,) of each batch
         self.probabilities: dict[str, list[Tensor]] = {}  # (b, classes) of each batch, but not in training
 
@@ -112,11 +114,14 @@ class Classifier(LightningModule):
             self.pair_errors[stage] += self.coupling.errors(scores, labels)
         self.outcomes[stage].append(labels * self.classes + logits.argmax(1))
         self.losses[stage].append(loss * len(labels))
+        if stage == "train":
+            self.cross_entropies.append(F.cross_entropy(logits, targets) * len(labels))
         if stage != "train":
             self.probabilities[stage].append(logits.softmax(1).half())
 
     def start_stage(self, stage: str) -> None:
         self.losses[stage], self.outcomes[stage], self.probabilities[stage] = [], [], []
+        self.cross_entropies = []
         if self.coupling:
             self.pair_errors[stage] = torch.zeros_like(self.coupling.pair)
 
@@ -162,7 +167,8 @@ class Classifier(LightningModule):
             f"{stage}/acc": self.confusion[stage].trace() / count,
         }
         if stage == "train":
-            values |= {"lr": self.learning_rate, "epoch_seconds": self.epoch_seconds}
+            plain = self.all_reduce(torch.stack(self.cross_entropies).sum()) / count
+            values |= {"train/cross_entropy": plain, "lr": self.learning_rate, "epoch_seconds": self.epoch_seconds}
         if stage == "test" and self.tta:
             values["test/acc_tta"] = self.all_reduce(self.correct) / count
         self.log_dict(values)

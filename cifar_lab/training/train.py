@@ -234,10 +234,10 @@ def resolve_config(config: Config, dataset: Dataset, fast: str) -> Config:
     data = config.data
     if data.classes:
         data = data.model_copy(update={"classes": dataset.classes})
-    if data.val_size is None:
-        least = len(dataset.classes)  # an image of each
-        data = data.model_copy(update={"val_size": max(len(dataset.labels["train"]) // 10, least)})
-    if data.train_size == len(dataset.labels["train"]) - data.val_size:
+    images, least = len(dataset.labels["train"]), len(dataset.classes)  # at least one of each class
+    val_size = max(images // 10, least) if data.val_size is None else data.val_size
+    data = data.model_copy(update={"val_size": val_size})
+    if data.train_size == images - val_size:
         data = data.model_copy(update={"train_size": None})  # all of them, as by default: the same runs
     trainer = config.trainer
     if trainer.precision == "auto":

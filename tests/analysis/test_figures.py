@@ -82,10 +82,10 @@ def test_each_pair_has_one_cell_with_its_accuracy():
 
 
 def test_curves_of_one_run_start_at_epoch_one():
-    curves = {"train": {"loss": np.array([2.0, 1.0]), "acc": np.array([0.2, 0.6])}}
-    loss, accuracy = plot_learning_curves(curves, "run", {"train": "label smoothing 0.2"}).axes
+    losses = {"loss": np.array([3.0, 2.5]), "cross_entropy": np.array([2.0, 1.0])}
+    loss, accuracy = plot_learning_curves({"train": {**losses, "acc": np.array([0.2, 0.6])}}, "run").axes
     legends = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in (loss, accuracy)]
-    assert [legend[0] for legend in legends] == ["train (label smoothing 0.2)", "train"]
+    assert [legend[0] for legend in legends] == ["train", "train"]
     assert loss.lines[0].get_xydata().tolist() == [[1, 2.0], [2, 1.0]]
     assert accuracy.lines[0].get_xydata().tolist() == [[1, 0.2], [2, 0.6]]
 

@@ -12,7 +12,16 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
-from conftest import EXPERIMENTS, Driver, experiment_arguments, processes_in, start_experiment, write_images
+from conftest import (
+    EPOCH_METRICS,
+    EXPERIMENTS,
+    TEST_METRICS,
+    Driver,
+    experiment_arguments,
+    processes_in,
+    start_experiment,
+    write_images,
+)
 
 from cifar_lab.config import load_config
 from cifar_lab.data.cache import open_dataset
@@ -36,14 +45,11 @@ def test_two_parents_hold_two_finished_runs_each(tracked):
 
 def test_every_epoch_is_logged_once_with_completed_epochs_as_the_step(tracked):
     for run in tracked.runs("tags.kind = 'run'"):
-        for name in ("train/loss", "train/acc", "val/loss", "val/acc", "lr", "epoch_seconds"):
+        for name in EPOCH_METRICS:
             assert [point.step for point in tracked.client.get_metric_history(run.info.run_id, name)] == [1, 2], name
-        for name in ("test/loss", "test/acc"):
+        for name in TEST_METRICS:
             assert [point.step for point in tracked.client.get_metric_history(run.info.run_id, name)] == [2], name
-        assert set(run.data.metrics) == {*METRICS, "lr", "epoch_seconds"}
-
-
-METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc")
+        assert set(run.data.metrics) == {*EPOCH_METRICS, *TEST_METRICS}
 
 
 def test_parameters_and_tags_say_what_ran(tracked):
@@ -240,8 +246,7 @@ def test_without_held_out_images_there_is_a_result_and_no_choice(unused):
     experiment_id = client.get_experiment_by_name("digits").experiment_id
     children = client.search_runs([experiment_id], "tags.kind = 'run'")
     for run in children:
-        names = {"train/loss", "train/acc", "test/loss", "test/acc", "test/acc_tta", "lr", "epoch_seconds"}
-        assert set(run.data.metrics) == names
+        assert set(run.data.metrics) == {*EPOCH_METRICS, *TEST_METRICS, "test/acc_tta"} - {"val/loss", "val/acc"}
         assert "images" not in [artifact.path for artifact in client.list_artifacts(run.info.run_id)]
     (parent,) = client.search_runs([experiment_id], "tags.kind = 'repeats'")
     mean = statistics.mean(run.data.metrics["test/acc_tta"] for run in children)

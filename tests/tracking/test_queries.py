@@ -14,7 +14,7 @@ from cifar_lab.errors import UserError
 from cifar_lab.execution.progress import Progress, clock
 from cifar_lab.tracking import queries, store
 from cifar_lab.tracking.promotion import promote
-from cifar_lab.tracking.summaries import log_repeats, results_table, train_loss
+from cifar_lab.tracking.summaries import log_repeats, results_table
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_of_a_seed_that_finished_twice_the_first_run_counts(client, experiment_i
 def test_of_one_seed_that_is_left_no_spread_of_two_remains(client, experiment_id):
     def log(values, ended):
         curves = {"train": {metric: np.array([[value] for value in values]) for metric in ("loss", "acc")}}
-        log_repeats(client, parent, {"test/acc": dict(enumerate(values))}, curves, {}, ended)
+        log_repeats(client, parent, {"test/acc": dict(enumerate(values))}, curves, ended)
         found = client.get_run(parent).data.metrics
         return [found.get(f"test/acc_{name}", "none") for name in ("mean", "std", "ci_low")]
 
@@ -115,11 +115,6 @@ def test_of_one_seed_that_is_left_no_spread_of_two_remains(client, experiment_id
     assert log([0.25, 0.75], 2) == pytest.approx([0.5, 0.125**0.5, summarise([0.25, 0.75]).ci_low])
     assert log([0.75], 3) == pytest.approx([0.75, math.nan, math.nan], nan_ok=True)
     assert log([0.25, 0.75], 4)[0] == 0.5
-
-
-def test_a_loss_that_is_not_cross_entropy_is_named():
-    assert train_loss(0.0, False) == {}
-    assert train_loss(0.2, True) == {"train": "label smoothing 0.2, sum over pairs"}
 
 
 def test_the_table_of_many_seeds_has_the_statistics_first_and_fits(client, experiment_id):

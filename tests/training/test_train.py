@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import EXPERIMENTS, WARM
+from conftest import EPOCH_METRICS, EXPERIMENTS, WARM
 from pytorch_lightning import Callback
 
 from cifar_lab.config import load_config
@@ -39,7 +39,7 @@ def test_every_completed_epoch_is_recorded_and_the_test_set_scored_once(digits, 
     assert reports == [1, 2, 3, 3]
     assert [epoch.number for epoch in result.epochs] == [1, 2, 3]
     for epoch in result.epochs:
-        assert set(epoch.metrics) == {"train/loss", "train/acc", "val/loss", "val/acc", "lr", "epoch_seconds"}
+        assert set(epoch.metrics) == {*EPOCH_METRICS}
         assert epoch.confusion.sum() == config.data.val_size
         assert epoch.metrics["val/acc"] == pytest.approx(epoch.confusion.trace().item() / config.data.val_size)
     confusion = result.model.confusion["test"]
@@ -52,7 +52,7 @@ def test_without_held_out_images_only_training_is_recorded_and_tta_scores_the_te
     settings = ("trainer.epochs=2", "data.val_size=0", "trainer.tta=true", "trainer.precision=fp32")
     config = config_of("cnn", digits, *settings)
     result = train(config, 0, digits, tmp_path / "run", "cpu")
-    assert [set(epoch.metrics) for epoch in result.epochs] == [{"train/loss", "train/acc", "lr", "epoch_seconds"}] * 2
+    assert [set(epoch.metrics) for epoch in result.epochs] == [{*EPOCH_METRICS} - {"val/loss", "val/acc"}] * 2
     assert [epoch.confusion for epoch in result.epochs] == [None, None]
     assert set(result.test) == {"test/loss", "test/acc", "test/acc_tta"}
     images, labels = torch.from_numpy(digits.images["test"]), torch.from_numpy(digits.labels["test"])
