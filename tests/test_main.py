@@ -65,7 +65,7 @@ MISTAKES = [
     (("experiment", LINEAR, "--jobs", "many"), "--jobs: 'many' is not a positive whole number"),
     (
         ("experiment", LINEAR, "--set", "optim.lr=1"),
-        "unknown key optim.lr; known here: kind, learning_rate, weight_decay",
+        "unknown key optim.lr; known here: kind, learning_rate",
     ),
     (("experiment", LINEAR, "--set", "optim.learning_rate=high"), "optim.learning_rate = 'high': Input should be"),
     (("experiment", LINEAR, "--seed", "5"), "unrecognized arguments: --seed 5"),
