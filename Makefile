@@ -24,7 +24,7 @@ export PIP_USER := 0
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup experiment pairs curve sweep reproduce compare report best predict serve data check-gpu ui server relocate test bench lint conda audit lock
+.PHONY: help setup experiment pairs curve sweep reproduce compare results report best predict serve data check-gpu ui server relocate clean test bench lint conda audit lock
 LAB := $(BIN)python -m cifar_lab$(if $(DEBUG), --debug)
 
 help:  ## list the targets
@@ -32,7 +32,7 @@ help:  ## list the targets
 	@echo 'variables: EXPERIMENTS="linear cnn" SEEDS=8|3,5 EPOCHS= ACCELERATOR=auto|cpu|gpu JOBS=auto DEVICES=1 CLUSTER=<address> GPUS= PORT=<port> HOST=<address>'
 	@echo '           DATA=auto|cifar10|cifar100|digits DATA_DIR=<folder, archive or .npz with images> DATA_NAME=<name for your own>'
 	@echo '           RUN=<run id> TOLERANCE=0 METRIC=test/acc MARGIN=<points> PLAN=1 FIGURE=<file> IMAGES=<files> MODEL=<run id>|models:/...'
-	@echo '           KEY=section.key VALUES="1 10 100" SPACE="section.key=low..high[:log] ..." TRIALS=20 TRUST=1 DEBUG=1'
+	@echo '           KEY=section.key VALUES="1 10 100" SPACE="section.key=low..high[:log] ..." TRIALS=20 OUTPUT=results YES=1 TRUST=1 DEBUG=1'
 
 .venv/ready: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cifar-lab needs Python 3.11 or newer; try make PYTHON=python3.12")'
@@ -83,6 +83,10 @@ compare: $(READY)  ## differences between EXPERIMENTS in METRIC with intervals a
 	    $(if $(MARGIN),--margin $(call quoted,$(MARGIN))) $(if $(PLAN),--plan) \
 	    --figure $(call quoted,$(or $(FIGURE),comparison.png))
 
+results: $(READY)  ## write the results of all experiments, or of EXPERIMENTS, to OUTPUT.csv, .md and .tex
+	$(LAB) results $(if $(filter-out file,$(origin EXPERIMENTS)),$(call each,$(EXPERIMENTS))) \
+	    --output $(call quoted,$(or $(OUTPUT),results))
+
 report: $(READY)  ## write report.html about EXPERIMENTS: results, curves, errors, calibration, examples
 	$(LAB) report $(call each,$(EXPERIMENTS)) $(if $(TRUST),--trust)
 
@@ -107,6 +111,9 @@ server: $(READY)  ## start a tracking server for a team, on PostgreSQL, at HOST:
 
 relocate: $(READY)  ## after this folder was moved or copied, let mlflow.db find its artifacts
 	$(LAB) relocate
+
+clean: $(READY)  ## free the disk of runs that were deleted in the UI: lists them, then asks, or YES=1
+	$(LAB) clean$(if $(YES), --yes)
 
 check-gpu: $(READY)  ## check whether the GPU here trains correctly, and measure how fast
 	$(LAB) check-gpu

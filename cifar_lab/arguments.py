@@ -37,6 +37,8 @@ def make_parser() -> Parser:
     data.add_argument("--figure", type=_figure, default="samples.png", help="drawing of some; default samples.png")
     commands.add_parser("check-gpu", help="check whether the GPU here trains correctly, and measure how fast")
     commands.add_parser("relocate", help="after the folder was moved or copied, let mlflow.db find its artifacts")
+    clean = commands.add_parser("clean", help="free the disk of runs that were deleted in MLflow's UI; asks first")
+    clean.add_argument("--yes", action="store_true", help="do not ask")
     ui = commands.add_parser("ui", help="open the tracked runs in MLflow's UI on 127.0.0.1")
     ui.add_argument("--port", type=_port, default=5000, help="default 5000")
     server = commands.add_parser("server", help="start a tracking server for a team, on PostgreSQL (docs/server.md)")

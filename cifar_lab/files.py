@@ -1,4 +1,4 @@
-"""Atomic writes and digests of files."""
+"""Atomic writes, digests and sizes of files."""
 
 import hashlib
 import os
@@ -52,6 +52,20 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def size_of(path: Path) -> int:
+    """Bytes in a file, or in all files below a folder; 0 if it is missing. Links are not followed."""
+    files = [path] if path.is_file() or path.is_symlink() else path.rglob("*")
+    return sum(file.lstat().st_size for file in files if file.is_symlink() or file.is_file())
+
+
+def readable_size(size: int) -> str:
+    """`12 B`, `3.4 MB`: with the largest unit that leaves at least 1 before the point."""
+    value, units = float(size), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 999.95 and units[1:]:
+        value, units = value / 1000, units[1:]
+    return f"{value:.1f} {units[0]}" if size > 999 else f"{size} B"
 
 
 def seal(data: bytes) -> bytes:

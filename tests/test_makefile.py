@@ -33,6 +33,7 @@ TARGETS = {
         ["METRIC=val/acc", "MARGIN=0.5", "PLAN=1"],
         {"experiments": ["linear", "cnn"], "metric": "val/acc", "margin": 0.5, "plan": True},
     ),
+    "results": ([], {"experiments": [], "output": Path("results")}),
     "report": (["EXPERIMENTS=a b", "TRUST=1"], {"experiments": ["a", "b"], "trust": True}),
     "best": ([], {}),
     "predict": ([f"IMAGES={ODD.replace('$', '$$')}", "MODEL=models:/x@y"], {"images": [ODD], "model": "models:/x@y"}),
@@ -42,6 +43,7 @@ TARGETS = {
     "ui": ([], {"port": 5000}),
     "server": (["HOST=0.0.0.0"], {"host": "0.0.0.0", "port": 5000}),
     "relocate": ([], {}),
+    "clean": (["YES=1"], {"yes": True}),
 }
 
 

@@ -147,6 +147,7 @@ def train_tracked(
     checkpoint, seed = places.checkpoint_of(run.info.run_id), int(run.data.tags["seed"])
     trial, on_cluster = run.data.tags["kind"] == "trial", "cluster" in run.data.tags
     with lifecycle.run_lifecycle(client, run, config, dataset) as run_id:
+        places.mark_store(run_id)
         with uploads.EpochUploads(client, run_id, dataset, checkpoint if on_cluster else None) as upload:
             result = train(config, seed, dataset, checkpoint, accelerator, report_both, callbacks, test=not trial)
         if not trial:

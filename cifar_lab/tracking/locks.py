@@ -5,14 +5,16 @@ import json
 import platform
 import re
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from cifar_lab.files import atomic_write
 from cifar_lab.tracking.places import CHECKPOINTS, DATABASE, home
+
+SUFFIX = ".lock"
 
 
 @contextmanager
@@ -21,8 +23,7 @@ def claimed(tags: Mapping[str, str], timeout: float = 0) -> Iterator[None]:
 
     Raises filelock.Timeout if another process holds it.
     """
-    trial = f"-trial{tags['trial']}" if "trial" in tags else ""  # two trials may have the same config
-    lock = _lock(f"{tags['config_hash']}-seed{tags['seed']}{trial}")
+    lock = _lock(_run_name(tags))
     with lock.acquire(timeout):
         try:
             yield
@@ -32,7 +33,60 @@ def claimed(tags: Mapping[str, str], timeout: float = 0) -> Iterator[None]:
 
 def claim_study(name: str) -> FileLock:
     """The lock of the process that runs a sweep."""
-    return _lock(hashlib.sha256(name.encode()).hexdigest()[:16])
+    return _lock(_study_name(name))
+
+
+def _run_name(tags: Mapping[str, str]) -> str:
+    trial = f"-trial{tags['trial']}" if "trial" in tags else ""  # two trials may have the same config
+    return f"{tags['config_hash']}-seed{tags['seed']}{trial}"
+
+
+def _study_name(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+def is_training(tags: Mapping[str, str]) -> bool:
+    """Whether a process trains the run with these tags; for a parent, a run under it."""
+    return any(is_held(file) for file in _files() if _belongs(file, tags))
+
+
+def leftover_locks(runs: Iterable[Mapping[str, str]]) -> list[Path]:
+    """The lock files that no process holds and that belong to none of the runs, or parents, with these tags."""
+    names = "[0-9a-f]{12}-seed[0-9]+(-trial[0-9]+)?|[0-9a-f]{16}"
+    alone = [file for file in _files() if re.fullmatch(names, file.stem) and not is_held(file)]
+    return [file for file in alone if not any(_belongs(file, tags) for tags in runs)]
+
+
+def is_held(file: Path) -> bool:
+    """Whether a process holds the lock of this lock file, which stays as it is."""
+    try:
+        with FileLock(file).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def drop(file: Path) -> None:
+    """Delete a lock file unless a process holds its lock."""
+    with suppress(Timeout, FileNotFoundError), FileLock(file).acquire(timeout=0):
+        file.unlink()
+
+
+def any_held() -> bool:
+    """Whether any process trains runs here."""
+    return any(map(is_held, _files()))
+
+
+def _files() -> list[Path]:
+    return sorted((home() / CHECKPOINTS).glob(f"*{SUFFIX}"))
+
+
+def _belongs(file: Path, tags: Mapping[str, str]) -> bool:
+    if tags["kind"] in ("run", "reproduction", "trial"):
+        return file.stem == _run_name(tags)
+    if "study" in tags:
+        return file.stem == _study_name(tags["study"])
+    return file.stem.startswith(f"{tags['config_hash']}-seed")
 
 
 def claim_cluster() -> FileLock:
@@ -71,9 +125,9 @@ def _read_folder_id(file: Path) -> dict[str, dict[str, str]]:
 def _lock(name: str) -> FileLock:
     folder = home() / CHECKPOINTS
     folder.mkdir(exist_ok=True)
-    return FileLock(folder / f"{name}.lock")
+    return FileLock(folder / f"{name}{SUFFIX}")
 
 
 def store_lock() -> FileLock:
     """The lock for looking up and then creating or changing the database, experiments, parents or the champion."""
-    return FileLock(home() / f"{DATABASE}.lock")
+    return FileLock(home() / f"{DATABASE}{SUFFIX}")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
-from mlflow.entities import Run
+from mlflow.entities import Run, ViewType
 from mlflow.store.entities import PagedList
 from mlflow.tracking import MlflowClient
 
@@ -32,7 +32,7 @@ def _search(
 ) -> Iterator[Run]:
     """The runs that fulfil a condition in MLflow's syntax; skips runs not made by cifar_lab or with edited tags."""
     for run in pages(lambda token: client.search_runs([experiment_id], condition, order_by=order_by, page_token=token)):
-        if fault := _fault(run.data.tags):
+        if fault := tag_fault(run.data.tags):
             _leave_out(run.info.run_name, run.info.run_id, fault)
         else:
             yield run
@@ -47,7 +47,7 @@ def pages(search: Callable[[str | None], PagedList[T]]) -> Iterator[T]:
         yield from page
 
 
-def _fault(tags: Mapping[str, str]) -> str:
+def tag_fault(tags: Mapping[str, str]) -> str:
     """What is wrong with the tags of a run, which may have been edited; "" if nothing is."""
     kind = tags.get("kind")
     if kind not in TAGS:
@@ -163,6 +163,13 @@ def rank(run: Run) -> tuple[float, float, int]:
 def best_of(finished: Sequence[Run]) -> Run:
     """The best of some runs by validation accuracy, or the first if there is none."""
     return min(finished, key=rank) if "val/acc" in finished[0].data.metrics else finished[0]
+
+
+def runs_of_any_stage(client: MlflowClient) -> list[Run]:
+    """All runs of all MLflow experiments, also deleted ones and those not made by cifar_lab."""
+    experiments = pages(lambda token: client.search_experiments(ViewType.ALL, page_token=token))
+    ids = [experiment.experiment_id for experiment in experiments]
+    return list(pages(lambda token: client.search_runs(ids, "", ViewType.ALL, page_token=token)))
 
 
 def tracked_runs(client: MlflowClient) -> list[Run]:

@@ -120,6 +120,7 @@ def test_a_damaged_checkpoint_costs_its_run_a_new_start(undisturbed, unused):
     content = bytearray(checkpoint.read_bytes())
     content[len(content) // 2] ^= 1
     checkpoint.write_bytes(content)
+    assert (checkpoint.parent / "store").read_text() == "mlflow.db"
     driver = Driver(unused, *REPEATS)
     assert driver.wait() == 0, driver.output()
     assert "the checkpoint of cnn-seed0 is damaged, so it starts over" in driver.output()
