@@ -97,6 +97,12 @@ def _add_results(add_command: AddCommand) -> None:
     command.add_argument("--plan", action="store_true", help="show which differences more or fewer seeds would find")
     command.add_argument("--figure", type=_figure, default="comparison.png", help="default comparison.png")
 
+    command = add_command("results", help="write a table of results as CSV, Markdown and LaTeX")
+    text = f"{REPEATS}; default: all with finished runs"
+    command.add_argument("experiments", nargs="*", metavar="experiment", help=text)
+    text = "path without the ending; default results, for results.csv, results.md and results.tex"
+    command.add_argument("--output", type=_stem, default="results", help=text)
+
     command = add_command("report", help="write a page about experiments: results, curves, errors, calibration")
     command.add_argument("experiments", nargs="+", metavar="experiment", help=REPEATS)
     command.add_argument("--output", type=_page, default="report.html", help="default report.html")
@@ -188,6 +194,13 @@ def _figure(text: str) -> Path:
 
 def _page(text: str) -> Path:
     return _ending(text, ".html")
+
+
+def _stem(text: str) -> Path:
+    path = Path(text)
+    if path.suffix in (".csv", ".md", ".tex") or path.name in ("", ".."):
+        raise argparse.ArgumentTypeError(f"{text!r} has to be a path without an ending; .csv, .md and .tex are added")
+    return path
 
 
 def _ending(text: str, *suffixes: str) -> Path:

@@ -26,21 +26,22 @@ def unit(metric: str) -> str:
     return ", percent" if metric.endswith("acc") else ""
 
 
-def _number(metric: str, value: float, sign: str = "") -> str:
+def number(metric: str, value: float, sign: str = "") -> str:
+    """Percent with two decimals for an accuracy, four decimals for a loss, "-" for nan."""
     if np.isnan(value):
         return "-"
     return f"{100 * value:{sign}.2f}" if metric.endswith("acc") else f"{value:{sign}.4f}"
 
 
-def _interval(low: str, high: str) -> str:
+def interval(low: str, high: str) -> str:
     return low if low == "-" else f"{low} to {high}"
 
 
 def summary_row(sample: Sample, summary: Summary) -> list[str]:
     """Cells under SUMMARY_HEADER."""
     numbers = summary.mean, summary.std, summary.ci_low, summary.ci_high, *sample.images_ci, sample.ensemble
-    mean, std, low, high, images_low, images_high, ensemble = (_number(sample.metric, value) for value in numbers)
-    intervals = _interval(low, high), _interval(images_low, images_high)
+    mean, std, low, high, images_low, images_high, ensemble = (number(sample.metric, value) for value in numbers)
+    intervals = interval(low, high), interval(images_low, images_high)
     return [f"`{sample.name}`", str(summary.n), mean, std, *intervals, ensemble]
 
 
@@ -48,18 +49,18 @@ def difference_row(difference: Difference) -> list[str]:
     """Cells under DIFFERENCE_HEADER."""
     metric = difference.metric
     numbers = difference.mean, *difference.ci, *difference.images_ci
-    mean, *bounds = (_number(metric, value, "+") for value in numbers)
+    mean, *bounds = (number(metric, value, "+") for value in numbers)
     improvement, low, high = (f"{value:.2f}" for value in difference.improvement)
     correlation = "" if np.isnan(difference.correlation) else f", r = {difference.correlation:.2f}"
     return [
         f"`{difference.first}` - `{difference.second}`",
         f"{difference.n} {'paired' if difference.paired else 'each'}{correlation}",
         mean,
-        _interval(*bounds[:2]),
-        _interval(*bounds[2:]),
+        interval(*bounds[:2]),
+        interval(*bounds[2:]),
         "-" if improvement == "nan" else f"{improvement} ({low} to {high})",
         "-" if np.isnan(difference.p) else f"{difference.p:.3g}",
-        _number(metric, difference.detectable),
+        number(metric, difference.detectable),
         difference.verdict,
     ]
 
@@ -80,9 +81,7 @@ def plan(differences: Sequence[Difference]) -> tuple[list[str], list[list[str]]]
     """Header and rows: the smallest difference found in 80 % of the cases, by number of seeds, with today's spread."""
     told = [difference for difference in differences if difference.spread > 0]
     header = ["seeds", *(f"`{difference.first}` - `{difference.second}`" for difference in told)]
-    rows = [
-        [str(n), *(_number(d.metric, d.spread * detectable(n, d.paired, len(told))) for d in told)] for n in PLANNED
-    ]
+    rows = [[str(n), *(number(d.metric, d.spread * detectable(n, d.paired, len(told))) for d in told)] for n in PLANNED]
     return header, rows
 
 

@@ -68,9 +68,7 @@ def load_comparison(client: MlflowClient, names: Sequence[str], metric: str, mar
     Records which seeds were compared first, so that those that come later are marked in later results. Raises UserError
     if one is missing or they can't be compared, UsageError if one does not have the metric.
     """
-    parents = [find_repeats(client, name) for name in names]
-    if len({parent.info.run_id for parent in parents}) < len(parents):
-        raise UsageError(f"two of {', '.join(names)} name the same runs")
+    parents = find_each(client, names)
     items = []
     for parent in parents:
         finished = queries.finished_runs(client, parent)
@@ -115,6 +113,14 @@ def sample_of(client: MlflowClient, parent: Run, metric: str, name: str) -> Samp
         ensemble,
         frozenset(seed for seed in runs if compared and str(seed) not in compared.split(",")),
     )
+
+
+def find_each(client: MlflowClient, names: Sequence[str]) -> list[Run]:
+    """find_repeats for each name. Raises UsageError if two of them name the same runs."""
+    parents = [find_repeats(client, name) for name in names]
+    if len({parent.info.run_id for parent in parents}) < len(parents):
+        raise UsageError(f"two of {', '.join(names)} name the same runs")
+    return parents
 
 
 def find_repeats(client: MlflowClient, name: str) -> Run:

@@ -77,9 +77,14 @@ def _anywhere(client: MlflowClient, condition: str) -> list[Run]:
     return [run for e in client.search_experiments() for run in _search(client, e.experiment_id, condition)]
 
 
+def all_parents(client: MlflowClient) -> list[Run]:
+    """The parents of repeats on any data set, with finished runs or without."""
+    return _anywhere(client, "tags.kind = 'repeats'")
+
+
 def find_parents(client: MlflowClient, name: str) -> list[Run]:
     """The parents of repeats on any data set, by experiment name, config hash or beginning of the run id."""
-    parents = _anywhere(client, "tags.kind = 'repeats'")
+    parents = all_parents(client)
     found = [run for run in parents if name in (run.data.tags["experiment"], run.data.tags["config_hash"])]
     return found or [run for run in parents if run.info.run_id.startswith(name)]
 
