@@ -1,4 +1,4 @@
-"""Heatmaps of classes against classes: arrays in, matplotlib Figure or pixels out."""
+"""Heatmaps of classes against classes, and of corruptions: arrays in, matplotlib Figure or pixels out."""
 
 import functools
 from collections.abc import Sequence
@@ -138,4 +138,31 @@ def plot_pairs(accuracies: np.ndarray, classes: Sequence[str], title: str) -> Fi
     )
     axes.set_title(plain(title))
     _turn_labels(axes, len(classes))
+    return figure
+
+
+def plot_corruptions(accuracies: np.ndarray, names: Sequence[str], title: str) -> Figure:
+    """Heatmap of (names, strengths) accuracies, with their means in the last row and column."""
+    table = np.pad(accuracies, (0, 1), constant_values=np.nan)
+    table[:-1, -1], table[-1, :-1], table[-1, -1] = accuracies.mean(axis=1), accuracies.mean(axis=0), accuracies.mean()
+    rows, columns = accuracies.shape
+    figure = Figure(figsize=(7.5, 1.8 + 0.36 * rows), layout="constrained")
+    axes = figure.add_subplot()
+    sns.heatmap(
+        100 * table,
+        vmin=0,
+        vmax=100,
+        cmap="viridis",
+        annot=True,
+        fmt=".1f",
+        xticklabels=[*map(str, range(1, columns + 1)), "mean"],
+        yticklabels=[*(name.replace("_", " ") for name in names), "mean"],
+        cbar_kws={"label": "accuracy, percent"},
+        ax=axes,
+    )
+    axes.axhline(rows, color="white", linewidth=3)
+    axes.axvline(columns, color="white", linewidth=3)
+    axes.set(xlabel="strength")
+    axes.set_title(plain(title), fontsize="medium")
+    axes.tick_params(axis="y", rotation=0)
     return figure
