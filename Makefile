@@ -24,7 +24,7 @@ export PIP_USER := 0
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup experiment pairs curve sweep reproduce compare results report best predict serve data check-gpu ui server relocate clean test bench lint conda audit lock
+.PHONY: help setup experiment pairs curve sweep reproduce compare results report evaluate best predict serve data check-gpu ui server relocate clean test bench lint conda audit lock
 LAB := $(BIN)python -m cifar_lab$(if $(DEBUG), --debug)
 
 help:  ## list the targets
@@ -33,6 +33,7 @@ help:  ## list the targets
 	@echo '           DATA=auto|cifar10|cifar100|digits DATA_DIR=<folder, archive or .npz with images> DATA_NAME=<name for your own>'
 	@echo '           RUN=<run id> TOLERANCE=0 METRIC=test/acc MARGIN=<points> PLAN=1 FIGURE=<file> IMAGES=<files> MODEL=<run id>|models:/...'
 	@echo '           KEY=section.key VALUES="1 10 100" SPACE="section.key=low..high[:log] ..." TRIALS=20 OUTPUT=results YES=1 TRUST=1 DEBUG=1'
+	@echo '           OOD=digits|cifar100|<folder> CORRUPTIONS="fog snow" DATA=<folder with CIFAR-10-C or CIFAR-10.1> for evaluate'
 
 .venv/ready: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cifar-lab needs Python 3.11 or newer; try make PYTHON=python3.12")'
@@ -89,6 +90,12 @@ results: $(READY)  ## write the results of all experiments, or of EXPERIMENTS, t
 
 report: $(READY)  ## write report.html about EXPERIMENTS: results, curves, errors, calibration, examples
 	$(LAB) report $(call each,$(EXPERIMENTS)) $(if $(TRUST),--trust)
+
+evaluate: $(READY)  ## test RUN, a run or an experiment, on corrupted images or those in DATA, and against OOD
+	$(LAB) evaluate $(call quoted,$(or $(RUN),$(error give RUN=<run id or experiment>))) \
+	    $(if $(filter-out auto,$(DATA)),--data $(call quoted,$(DATA))) \
+	    $(if $(CORRUPTIONS),--corruptions $(call each,$(CORRUPTIONS))) \
+	    $(if $(OOD),--against $(call quoted,$(OOD))) $(if $(TRUST),--trust)
 
 best: $(READY)  ## name the best run by validation accuracy, and the reason
 	$(LAB) best

@@ -108,6 +108,16 @@ def _add_results(add_command: AddCommand) -> None:
     command.add_argument("--output", type=_page, default="report.html", help="default report.html")
     _add_trust(command)
 
+    command = add_command("evaluate", help="test runs on corrupted images, published test sets, or foreign images")
+    command.add_argument("run", help=f"{REPEATS}, for all its seeds; or beginning of the id of one run")
+    text = "corruptions (default): of the test images; or a folder with the files of CIFAR-10-C or CIFAR-10.1"
+    command.add_argument("--data", default="corruptions", help=text)
+    text = "only these, such as fog or jpeg_compression; default: all"
+    command.add_argument("--corruptions", nargs="+", default=(), metavar="name", help=text)
+    text = "images of another kind, to tell from the test images: digits, cifar10, cifar100 or a folder"
+    command.add_argument("--against", metavar="images", help=text)
+    _add_trust(command)
+
     add_command("best", help="name the best run by val/acc, and the reason")
 
 

@@ -35,6 +35,10 @@ TARGETS = {
     ),
     "results": ([], {"experiments": [], "output": Path("results")}),
     "report": (["EXPERIMENTS=a b", "TRUST=1"], {"experiments": ["a", "b"], "trust": True}),
+    "evaluate": (
+        ["RUN=cnn", "DATA=my files", "CORRUPTIONS=fog snow", "OOD=cifar100"],
+        {"run": "cnn", "data": "my files", "corruptions": ["fog", "snow"], "against": "cifar100"},
+    ),
     "best": ([], {}),
     "predict": ([f"IMAGES={ODD.replace('$', '$$')}", "MODEL=models:/x@y"], {"images": [ODD], "model": "models:/x@y"}),
     "serve": (["PORT=99"], {"port": 99, "model": None}),

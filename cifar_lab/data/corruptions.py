@@ -57,9 +57,7 @@ def corrupt(images: np.ndarray, name: str, strength: int) -> np.ndarray:
     constants, parts = CONSTANTS[name][strength - 1], []
     for start in range(0, len(images), CHUNK):
         some = images[start : start + CHUNK]
-        generators = [
-            np.random.default_rng((NAMES.index(name), strength, start + index)) for index in range(len(some))
-        ]
+        generators = [np.random.default_rng((NAMES.index(name), strength, start + index)) for index in range(len(some))]
         parts.append(_uint8(FUNCTIONS[name](some / 255, generators, *constants)))
     return np.concatenate(parts)
 
@@ -131,8 +129,9 @@ def _smear(x: np.ndarray, degrees: np.ndarray, radius: float, sigma: float) -> n
 
 
 def _zoom_blur(x: np.ndarray, generators: Sequence[Generator], limit: float) -> np.ndarray:
-    matrices = [np.eye(SIDE * SIDE), *map(_zoom_matrix, np.arange(1, limit, 0.01))]
-    return _mapped(sum(matrices) / len(matrices), x)
+    factors = np.arange(1, limit, 0.01)
+    total = sum(map(_zoom_matrix, factors), start=np.eye(SIDE * SIDE))
+    return _mapped(total / (len(factors) + 1), x)
 
 
 def _zoom_matrix(factor: float) -> np.ndarray:

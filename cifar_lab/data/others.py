@@ -1,4 +1,4 @@
-"""Other images to test on: corrupted test images, computed here, and the published files of CIFAR-10-C and CIFAR-10.1."""
+"""Other images to test on: corruptions computed here, and the published files of CIFAR-10-C and CIFAR-10.1."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -86,15 +86,18 @@ def _published(key: str, title: str, place: Path, labels: Path, names: Sequence[
     numbers = _array(labels, "labels 0 to 9", lambda array: array.ndim == 1 and 0 <= array.min() <= array.max() <= 9)
     shape = (len(numbers), 32, 32, 3)
     for file in files.values():
-        _array(file, f"{shape} uint8, as {labels.name} has it", lambda array: array.shape == shape)
-    block = len(numbers) // strengths
-    by_strength = numbers.reshape(strengths, block) if len(numbers) == strengths * block else numbers[None, :0]
-    if not block or (by_strength[:1] != by_strength).any() or not by_strength.size:
-        raise DataError(f"{labels}: {len(numbers)} labels are not {strengths} times the same")
+        _array(
+            file,
+            f"{shape} uint8, as {labels.name} has it",
+            lambda array: array.shape == shape and array.dtype == np.uint8,
+        )
+    block, rest = divmod(len(numbers), strengths)
+    if rest or (numbers.reshape(strengths, block) != numbers[:block]).any():
+        raise DataError(f"{labels}: the {len(numbers)} labels are not {strengths} times the same ones")
 
     def load(name: str) -> tuple[np.ndarray, np.ndarray]:
         images = np.array(np.load(files[name], mmap_mode="r", allow_pickle=False))
-        return images.reshape(strengths, block, 32, 32, 3), by_strength[0]
+        return images.reshape(strengths, block, 32, 32, 3), np.array(numbers[:block])
 
     return Others(key, title, tuple(files), not names or set(names) == set(NAMES), load)
 

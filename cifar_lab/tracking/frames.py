@@ -14,6 +14,7 @@ from cifar_lab.tracking.lookup import Comparison
 
 RUN = ["run_id", "dataset", "experiment", "config_hash", "seed", "status"]
 POINT = ["run_id", "experiment", "config_hash", "seed", "epoch"]
+PER_EPOCH = ("train/", "val/", "lr", "epoch_seconds")  # how the metrics begin that are logged after every epoch
 DIFFERENCE = ["first", "second", "n", "paired", "mean", "ci_low", "ci_high", "images_ci_low", "images_ci_high"]
 
 
@@ -52,7 +53,7 @@ def curves_table(client: MlflowClient, runs: Sequence[Run]) -> pd.DataFrame:
     """A row per run and completed epoch: POINT, then a column for each metric that is logged after every epoch."""
     tables = []
     for run in runs:
-        metrics = sorted(name for name in run.data.metrics if not name.startswith("test/"))
+        metrics = sorted(name for name in run.data.metrics if name.startswith(PER_EPOCH))
         table = pd.DataFrame({name: pd.Series(queries.history(client, run.info.run_id, name)) for name in metrics})
         if metrics:
             tables.append(table.assign(**_identity(run), epoch=table.index + 1))

@@ -1,6 +1,7 @@
 """Repeats looked up by name, to compare them."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -143,6 +144,17 @@ def find_repeats(client: MlflowClient, name: str) -> Run:
         )
         raise UserError(f"{name} names {len(found)} experiments; give {what} of one: {listed}")
     return found[0]
+
+
+def find_finished(client: MlflowClient, name: str) -> tuple[Run | None, list[Run]]:
+    """The parent and all finished runs of an experiment (see find_repeats); or no parent, and the run with this id.
+
+    Raises UserError.
+    """
+    if queries.find_parents(client, name) or not re.fullmatch("[0-9a-f]{1,32}", name):
+        parent = find_repeats(client, name)
+        return parent, queries.finished_runs(client, parent)
+    return None, [queries.find_trained_run(client, name)]
 
 
 def _with_results(client: MlflowClient, name: str) -> list[Run]:

@@ -6,7 +6,7 @@ import numpy as np
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from cifar_lab.errors import UsageError, UserError
+from cifar_lab.errors import UsageError
 from cifar_lab.tracking import queries, registry
 from cifar_lab.tracking.lookup import find_repeats
 
@@ -70,7 +70,4 @@ def find_trained(client: MlflowClient, name: str) -> Run:
     for parent in queries.find_parents(client, name):
         if name in (parent.data.tags["experiment"], parent.data.tags["config_hash"]):
             return queries.best_of(queries.finished_runs(client, find_repeats(client, name)))
-    run = queries.find_run(client, name)
-    if run.data.tags.get("kind") not in ("run", "reproduction") or run.info.status != "FINISHED":
-        raise UserError(f"run {name} is not a finished run ({run.info.run_name}, {run.info.status})")
-    return run
+    return queries.find_trained_run(client, name)

@@ -73,6 +73,14 @@ def find_run(client: MlflowClient, prefix: str) -> Run:
     return found[0]
 
 
+def find_trained_run(client: MlflowClient, prefix: str) -> Run:
+    """The finished run or reproduction whose id begins with `prefix`. Raises UserError."""
+    run = find_run(client, prefix)
+    if run.data.tags.get("kind") not in ("run", "reproduction") or run.info.status != "FINISHED":
+        raise UserError(f"run {prefix} is not a finished run ({run.info.run_name}, {run.info.status})")
+    return run
+
+
 def _anywhere(client: MlflowClient, condition: str) -> list[Run]:
     return [run for e in client.search_experiments() for run in _search(client, e.experiment_id, condition)]
 
