@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
                 subject.rows.append({"images": name, "strength": strength, **found})
     if len(others.names) > 1 or others.key != others.names[0]:
         print(f"\naccuracy by strength, percent\n\n{_accuracy_table(subjects, others)}")
-    print(f"\n{_score_table(_summaries(subjects, others))}")
+    print(f"\n{_score_table(_summaries(subjects, others, foreign))}")
     if np.isfinite(temperatures := [subject.temperature for subject in subjects]).all():
         print(f"\ntemperature, fitted on the validation images: {_shown(temperatures)}")
     else:
@@ -132,14 +132,17 @@ def _accuracy_table(subjects: Sequence[Subject], others: Others) -> str:
     return markdown_table(["", *map(str, range(1, means.shape[1] + 1)), "mean"], rows)
 
 
-def _summaries(subjects: Sequence[Subject], others: Others) -> dict[tuple[str, str], list[float]]:
+def _summaries(
+    subjects: Sequence[Subject], others: Others, foreign: Dataset | None
+) -> dict[tuple[str, str], list[float]]:
     """By images and score the values of all seeds, averaged over corruptions and strengths."""
     names = [name for name in subjects[0].rows[0] if name not in ("images", "strength")]
-    return {
+    found = {
         (images, score): [subject.mean(score, OWN if images == OWN else None) for subject in subjects]
         for images in (OWN, others.key)
         for score in names
     }
+    return found | ({(foreign.name, "auroc"): [subject.auroc for subject in subjects]} if foreign else {})
 
 
 def _score_table(summaries: Mapping[tuple[str, str], list[float]]) -> str:
@@ -170,7 +173,7 @@ def _track(
         print("\ntracked are only metrics: heatmap and tables need all corruptions", file=sys.stderr)
         return
     target = parent or subjects[0].run
-    summaries = _summaries(subjects, others).items()
+    summaries = _summaries(subjects, others, foreign).items()
     lines = [{"images": images, "score": score, **vars(summarise(found))} for (images, score), found in summaries]
     csv = {
         others.key: pd.concat(tables).to_csv(index=False),
@@ -200,11 +203,11 @@ def _metrics(subject: Subject, others: Others, foreign: Dataset | None) -> dict[
 
 
 def _over_seeds(values: Sequence[Mapping[str, float]], others: Others) -> dict[str, float]:
-    """The metrics of the parent run: the mean over seeds under the name of each, and its 95 % interval."""
+    """The metrics of the parent run: means over seeds, under the same names, and some 95 % intervals."""
     found = {f"{others.key}/n": float(len(values))}
     for name in values[0]:
         summary = summarise([value[name] for value in values])
         found[name] = summary.mean
-        if summary.n > 1:
+        if summary.n > 1 and (name.endswith("/acc_mean") or name.startswith("ood/")):
             found |= {f"{name}_ci_low": summary.ci_low, f"{name}_ci_high": summary.ci_high}
     return found
