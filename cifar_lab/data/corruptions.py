@@ -143,7 +143,8 @@ def _zoom_matrix(factor: float) -> np.ndarray:
 
 
 def _mapped(matrix: np.ndarray, x: np.ndarray) -> np.ndarray:
-    return (matrix @ x.reshape(len(x), SIDE * SIDE, -1)).reshape(x.shape)
+    pixels = x.reshape(len(x), SIDE * SIDE, -1)
+    return np.tensordot(pixels, matrix, (1, 1)).swapaxes(1, 2).reshape(x.shape)
 
 
 def _snow(x: np.ndarray, generators: Sequence[Generator], *constants: float) -> np.ndarray:

@@ -86,11 +86,7 @@ def _published(key: str, title: str, place: Path, labels: Path, names: Sequence[
     numbers = _array(labels, "labels 0 to 9", lambda array: array.ndim == 1 and 0 <= array.min() <= array.max() <= 9)
     shape = (len(numbers), 32, 32, 3)
     for file in files.values():
-        _array(
-            file,
-            f"{shape} uint8, as {labels.name} has it",
-            lambda array: array.shape == shape and array.dtype == np.uint8,
-        )
+        _array(file, f"{shape}, uint8", lambda array: (array.shape, array.dtype) == (shape, np.uint8))
     block, rest = divmod(len(numbers), strengths)
     if rest or (numbers.reshape(strengths, block) != numbers[:block]).any():
         raise DataError(f"{labels}: the {len(numbers)} labels are not {strengths} times the same ones")
