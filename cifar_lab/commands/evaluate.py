@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
             for strength, some in enumerate(images, 1):
                 found = scores(subject.model(some), labels, subject.temperature)
                 subject.rows.append({"images": name, "strength": strength, **found})
-    if len(others.names) > 1 or others.key != others.names[0]:
+    if others.corrupted:
         print(f"\naccuracy by strength, percent\n\n{_accuracy_table(subjects, others)}")
     print(f"\n{_score_table(_summaries(subjects, others, foreign))}")
     if np.isfinite(temperatures := [subject.temperature for subject in subjects]).all():
@@ -170,7 +170,7 @@ def _track(
     if parent:
         evaluations.log_values(client, parent, _over_seeds(values, others), beside="n")
     if not others.complete:
-        print("\ntracked are only metrics: heatmap and tables need all corruptions", file=sys.stderr)
+        print("\nonly metrics are tracked: heatmap, tables and means need all corruptions", file=sys.stderr)
         return
     target = parent or subjects[0].run
     summaries = _summaries(subjects, others, foreign).items()
@@ -180,7 +180,7 @@ def _track(
         f"{others.key}-scores": pd.DataFrame(lines).to_csv(index=False),
     }
     figure = None
-    if len(others.names) > 1:
+    if others.corrupted:
         title = f"{target.info.run_name}, mean of n = {len(subjects)}\n{others.title}"
         figure = plot_corruptions(_accuracies(subjects, others).mean(axis=0), others.names, title)
     evaluations.log_artifacts(client, target, others.key, others.title, csv, figure)
@@ -193,7 +193,7 @@ def _metrics(subject: Subject, others: Others, foreign: Dataset | None) -> dict[
     found = {f"calibration/{name}": float(own[name]) for name in own if name not in ("images", "strength", "acc")}
     if np.isfinite(subject.temperature):
         found["calibration/temperature"] = subject.temperature
-    if len(others.names) > 1 or not others.complete:
+    if others.corrupted:
         found |= {f"{others.key}/{name}": subject.mean("acc", name) for name in others.names}
     if others.complete:
         names = [name for name in own if name not in ("images", "strength", "acc")]

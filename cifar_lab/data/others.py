@@ -32,6 +32,11 @@ class Others:
     complete: bool  # whether these are all names, so that their mean can be quoted
     load: Callable[[str], tuple[np.ndarray, np.ndarray]]
 
+    @property
+    def corrupted(self) -> bool:
+        """Whether these are corruptions with strengths, not a single set of images called `key`."""
+        return self.names != (self.key,)
+
 
 def find_others(data: str, dataset: Dataset, names: Sequence[str] = ()) -> Others:
     """What `--data` means: "corruptions" of the test images of `dataset`, or a folder with published files.

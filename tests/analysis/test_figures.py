@@ -4,7 +4,7 @@ from matplotlib import colormaps
 
 from cifar_lab.analysis.comparison import summarise
 from cifar_lab.analysis.figures import plot_comparison, plot_curve, plot_learning_curves, plot_samples
-from cifar_lab.analysis.heatmaps import ConfusionPlot, plot_confusion, plot_epochs, plot_pairs
+from cifar_lab.analysis.heatmaps import ConfusionPlot, plot_confusion, plot_corruptions, plot_epochs, plot_pairs
 from cifar_lab.data.catalogue import CIFAR100
 
 COUNTS = np.array([[8, 2, 0], [1, 3, 0], [0, 0, 0]])
@@ -160,3 +160,21 @@ def test_the_axis_of_a_curve_fits_its_values(values, scale, ticks):
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
     places = [bars.lines[0].get_xdata() for bars in axes.containers]
     assert (places[0] == places[1]).all() == (not isinstance(values[0], str))  # categories stand side by side
+
+
+def test_corruptions_are_drawn_with_their_means():
+    (axes, _) = plot_corruptions(np.array([[0.9, 0.5], [0.6, 0.2]]), ["fog", "shot_noise"], "cnn, $5").axes
+    assert [text.get_text() for text in axes.texts] == [
+        "90.0",
+        "50.0",
+        "70.0",
+        "60.0",
+        "20.0",
+        "40.0",
+        "75.0",
+        "35.0",
+        "55.0",
+    ]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["fog", "shot noise", "mean"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "mean"]
+    assert axes.get_title() == r"cnn, \$5"
