@@ -80,6 +80,12 @@ class Config(Section):
             raise ValueError("trainer.captured can't be used with optim.ema or several trainer.devices; leave it out")
         return self
 
+    def of_run(self, seed: int) -> "Config":
+        """The config of one run: with varied splits, its seed is also the split_seed."""
+        if self.data.splits == "fixed":
+            return self
+        return self.model_copy(update={"data": self.data.model_copy(update={"split_seed": seed})})
+
     def hash(self, data_digest: str) -> str:
         """12 hex digits, equal for two runs if and only if they differ in nothing but the seed.
 

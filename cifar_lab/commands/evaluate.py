@@ -96,7 +96,8 @@ def _foreign(against: str | None, dataset: Dataset) -> Dataset | None:
 
 def _subject(client: MlflowClient, run: Run, dataset: Dataset, foreign: Dataset | None, trust: bool) -> Subject:
     model, labels = model_of(client, run, trust), dataset.labels
-    _, validation = split_train(labels["train"], config_of(client, run, trust).data)
+    config = config_of(client, run, trust).of_run(queries.seed_of(run))
+    _, validation = split_train(labels["train"], config.data)
     temperature = float("nan")
     if len(validation):
         temperature = fit_temperature(model(dataset.images["train"][validation]), labels["train"][validation])

@@ -77,9 +77,7 @@ def train(
     if accelerator == "auto":
         accelerator = resolve_accelerator("auto")
     devices = config.trainer.devices
-    if config.data.splits == "varied":
-        config = config.model_copy(update={"data": config.data.model_copy(update={"split_seed": seed})})
-    run = (config, seed, dataset, checkpoint, accelerator, test)
+    run = (config.of_run(seed), seed, dataset, checkpoint, accelerator, test)
     with ranks(devices, accelerator, _train, *run) if devices > 1 else nullcontext():
         return _train(0, *run, report, callbacks)
 
