@@ -182,7 +182,8 @@ def _track(
     }
     figure = None
     if others.corrupted:
-        title = f"{target.info.run_name}, mean of n = {len(subjects)}\n{others.title}"
+        seeds = f", mean of {len(subjects)} seeds" if len(subjects) > 1 else ""
+        title = f"{target.info.run_name}{seeds}\n{others.title}"
         figure = plot_corruptions(_accuracies(subjects, others).mean(axis=0), others.names, title)
     evaluations.log_artifacts(client, target, others.key, others.title, csv, figure)
     print(f"\ntracked with {target.info.run_name}: {evaluations.FOLDER}/{others.key}.csv and others")
