@@ -121,7 +121,8 @@ class Classifier(LightningModule):
 
     def start_stage(self, stage: str) -> None:
         self.losses[stage], self.outcomes[stage], self.probabilities[stage] = [], [], []
-        self.cross_entropies = []
+        if stage == "train":
+            self.cross_entropies = []
         if self.coupling:
             self.pair_errors[stage] = torch.zeros_like(self.coupling.pair)
 

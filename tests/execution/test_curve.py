@@ -43,7 +43,7 @@ def test_any_setting_can_be_varied_and_its_name_says_the_value(file, key, values
     ("key", "values", "given", "message"),
     [
         ("lr", ["1"], [], "--key lr: write section.key, such as optim.learning_rate"),
-        ("optim.lr", ["1"], [], "linear.toml: unknown key optim.lr; known here: learning_rate, "),
+        ("optim.lr", ["1"], [], "linear.toml: unknown key optim.lr; known here: kind, learning_rate, "),
         ("model.widths", ["[1]"], [], "linear.toml: unknown key model.widths; known here: kind, one_vs_one"),
         (RATE, ["1", "x"], [], "linear.toml: optim.learning_rate = 'x': Input should be a valid number"),
         (RATE, ["0.1", "1e-1"], [], "--values has 0.1 twice"),

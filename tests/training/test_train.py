@@ -40,6 +40,7 @@ def test_every_completed_epoch_is_recorded_and_the_test_set_scored_once(digits, 
     assert [epoch.number for epoch in result.epochs] == [1, 2, 3]
     for epoch in result.epochs:
         assert set(epoch.metrics) == {*EPOCH_METRICS}
+        assert epoch.metrics["train/cross_entropy"] == epoch.metrics["train/loss"]  # linear has no label smoothing
         assert epoch.confusion.sum() == config.data.val_size
         assert epoch.metrics["val/acc"] == pytest.approx(epoch.confusion.trace().item() / config.data.val_size)
     confusion = result.model.confusion["test"]
