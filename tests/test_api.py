@@ -150,7 +150,7 @@ def test_runs_have_their_metrics_and_settings(here):
 
 def test_curves_have_a_row_per_epoch(here):
     table = cifar_lab.curves(["linear"])
-    metrics = ["epoch_seconds", "lr", "train/acc", "train/loss", "val/acc", "val/loss"]
+    metrics = ["epoch_seconds", "lr", "train/acc", "train/cross_entropy", "train/loss", "val/acc", "val/loss"]
     assert list(table.columns) == ["run_id", "experiment", "config_hash", "seed", "epoch", *metrics]
     assert table[["seed", "epoch"]].values.tolist() == [[0, 1], [0, 2], [1, 1], [1, 2]]
     run = run_of(here, "linear-seed1")

@@ -97,7 +97,13 @@ def test_artifacts_of_a_run(tracked):
 
 
 OTHERS = ("checkpoints/last.ckpt", "config.toml", "learning_curves.png")
-KINDS = (("confusion", ".csv"), ("confusion", ".png"), ("confusion", "_pairs.csv"), ("per_class", ".csv"))
+KINDS = (
+    ("confusion", ".csv"),
+    ("confusion", ".png"),
+    ("confusion", "_pairs.csv"),
+    ("per_class", ".csv"),
+    ("predictions", ".npz"),
+)
 
 
 def read_csv(tracked, run, path):
