@@ -180,6 +180,7 @@ def _difference(first: Sample, second: Sample, tested: int, margin: float) -> Di
     smallest_p = min(1.0, tested * 2 / (2**n if paired else math.comb(len(one) + len(other), n)))
     spread = np.std(one - other, ddof=1) if paired else math.sqrt((np.var(one, ddof=1) + np.var(other, ddof=1)) / 2)
     worse_p, better_p = _beyond(one, other, paired, margin)
+    seeds = first.values.keys() & second.values.keys() if paired else first.values.keys() | second.values.keys()
     return replace(
         found,
         ci=(float(interval.low), float(interval.high)),
@@ -192,7 +193,7 @@ def _difference(first: Sample, second: Sample, tested: int, margin: float) -> Di
         detectable=float(spread * detectable(n, paired, tested)),
         worse_p=worse_p,
         better_p=better_p,
-        later=bool((first.later & first.values.keys()) | (second.later & second.values.keys())),
+        later=bool((first.later | second.later) & seeds),
     )
 
 

@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     if comparison.differences:
         print(f"\n{markdown_table(DIFFERENCE_HEADER, map(difference_row, comparison.differences))}")
         print(f"\n{method(comparison.differences)}")
-    if options.plan:
+    if options.plan and any(difference.spread > 0 for difference in comparison.differences):
         print(f"\n{markdown_table(*plan(comparison.differences))}")
     for item in items:
         for line in _duplicates(client, item.parent):

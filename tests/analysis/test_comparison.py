@@ -118,6 +118,9 @@ def test_seeds_that_came_after_a_first_comparison_are_no_plain_evidence():
     answers = np.random.default_rng(0).random((8, 50)) < 0.5
     (found,) = compare([answered("a", *answers, later=[6, 7]), answered("b", *answers[::-1])])
     assert found.verdict == "no clear difference (but seeds were added after a first comparison)"
+    (found,) = compare([answered("a", *answers, later=[6, 7]), answered("b", *answers[5::-1])])  # has seeds 0 to 5
+    assert found.n == 6
+    assert not found.later
 
 
 def test_enough_seeds_and_no_clear_difference_promise_nothing():
