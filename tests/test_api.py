@@ -94,6 +94,7 @@ def test_an_interrupt_ends_a_training_as_an_interrupt(here):
 
     images, config = cifar_lab.dataset("digits"), cifar_lab.load_config(LINEAR, ["trainer.epochs=100000"])
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+    torch.use_deterministic_algorithms(False)  # another test may have left them on
     try:
         threading.Thread(target=interrupt).start()
         with pytest.raises(KeyboardInterrupt):

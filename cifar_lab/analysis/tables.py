@@ -1,6 +1,6 @@
 """Tables of results, as markdown."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -20,6 +20,9 @@ DIFFERENCE_HEADER = (
     "found from",
     "verdict",
 )
+SCORE_TITLES = {"acc": "accuracy, percent", "nll": "NLL", "brier": "Brier score", "ece": "ECE, percent"}
+SCORE_HEADER = ("images", "probabilities", *SCORE_TITLES.values())
+ENSEMBLE = "_ensemble"  # ends the name of a score
 
 
 def unit(metric: str) -> str:
@@ -63,6 +66,25 @@ def difference_row(difference: Difference) -> list[str]:
         number(metric, difference.detectable),
         difference.verdict,
     ]
+
+
+def mean_and_half(score: str, summary: Summary) -> str:
+    """The mean, and half of its interval if n > 1; accuracy and ECE in percent, with one decimal."""
+    factor, digits = (100, 1) if score.startswith(("acc", "ece")) else (1, 4)
+    half = f" ± {factor * (summary.ci_high - summary.mean):.{digits}f}" if summary.n > 1 else ""
+    return f"{factor * summary.mean:.{digits}f}{half}"
+
+
+def score_rows(summaries: Mapping[tuple[str, str], Summary]) -> list[list[str]]:
+    """Cells under SCORE_HEADER, from summaries by images and score: as trained, scaled, and of the ensemble."""
+    rows = []
+    for images in dict.fromkeys(images for images, _ in summaries):
+        for kind, ending in (("as trained", ""), ("temperature scaled", "_scaled"), ("ensemble", ENSEMBLE)):
+            if (images, f"nll{ending}") in summaries:
+                names = [f"{score}{ending}" for score in SCORE_TITLES]
+                names[0] = names[0].removesuffix("_scaled")  # which no temperature changes
+                rows.append([images, kind, *(mean_and_half(name, summaries[images, name]) for name in names)])
+    return rows
 
 
 def method(differences: Sequence[Difference]) -> str:

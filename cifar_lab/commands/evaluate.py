@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,9 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from cifar_lab.analysis.calibration import fit_temperature, foreign_auroc, scores
-from cifar_lab.analysis.comparison import summarise
+from cifar_lab.analysis.comparison import Summary, summarise
 from cifar_lab.analysis.heatmaps import plot_corruptions
-from cifar_lab.analysis.tables import markdown_table
+from cifar_lab.analysis.tables import ENSEMBLE, SCORE_HEADER, markdown_table, mean_and_half, score_rows
 from cifar_lab.data.cache import Dataset, load_dataset
 from cifar_lab.data.others import Others, find_others
 from cifar_lab.data.search import NAMES
@@ -28,8 +28,9 @@ from cifar_lab.tracking.lookup import find_finished
 from cifar_lab.tracking.models import Model, model_of
 
 OWN = "test"  # the run's own test images, in tables
-PERCENT = ("acc", "ece")  # the other scores are shown as they are
-TITLES = {"acc": "accuracy, percent", "nll": "NLL", "brier": "Brier score", "ece": "ECE, percent"}
+
+
+Row = dict[str, float | str]  # "images", "strength" and scores
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,7 @@ class Subject:
     model: Model
     temperature: float
     auroc: float
-    rows: list[dict[str, float | str]]
-
-    def mean(self, score: str, name: str | None = None) -> float:
-        """A score on the images `name`, or on all that are not its own, averaged over strengths."""
-        chosen = [row[score] for row in self.rows if (row["images"] == name if name else row["images"] != OWN)]
-        return float(np.mean(np.array(chosen, float)))
+    rows: list[Row] = field(default_factory=list)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -61,25 +57,25 @@ def run(options: argparse.Namespace) -> int:
     foreign = _foreign(options.against, dataset)
     print(f"{(parent or runs[0]).info.run_name}, n = {len(runs)}; {dataset.title}; {others.title}")
     subjects = [_subject(client, run, dataset, foreign, options.trust) for run in runs]
+    ensemble = [_test(subjects, OWN, 0, dataset.images["test"], dataset.labels["test"])]
     for name in progress(others.names, "testing"):
         images, labels = others.load(name)
-        for subject in subjects:
-            for strength, some in enumerate(images, 1):
-                found = scores(subject.model(some), labels, subject.temperature)
-                subject.rows.append({"images": name, "strength": strength, **found})
+        ensemble += [_test(subjects, name, strength, some, labels) for strength, some in enumerate(images, 1)]
     if others.corrupted:
-        print(f"\naccuracy by strength, percent\n\n{_accuracy_table(subjects, others)}")
-    print(f"\n{_score_table(_summaries(subjects, others, foreign))}")
+        print(f"\naccuracy by strength, percent\n\n{_accuracy_table(subjects, ensemble, others)}")
+    summaries = _summaries(subjects, ensemble, others, foreign)
+    print(f"\n{markdown_table(SCORE_HEADER, score_rows(summaries))}")
     if np.isfinite(temperatures := [subject.temperature for subject in subjects]).all():
-        print(f"\ntemperature, fitted on the validation images: {_shown(temperatures)}")
+        shown = mean_and_half("temperature", summarise(temperatures))
+        print(f"\ntemperature, fitted on the validation images: {shown}")
     else:
         print("\nno temperature scaling: these runs have no validation images to fit it on")
     if foreign:
-        aurocs = _shown([subject.auroc for subject in subjects])
-        print(f"\nAUROC of the top probability, test images against {foreign.title}: {aurocs}")
+        auroc = mean_and_half("auroc", summaries[foreign.name, "auroc"])
+        print(f"\nAUROC of the top probability, test images against {foreign.title}: {auroc}")
     if len(runs) > 1:
-        print("\n±: half of the 95 % interval over seeds (Student's t)")
-    _track(client, parent, subjects, others, foreign)
+        print("\n±: half of the 95 % interval over seeds (Student's t); ensemble: the mean of all seeds' probabilities")
+    _track(client, parent, subjects, ensemble, summaries, others, foreign)
     return 0
 
 
@@ -101,65 +97,79 @@ def _subject(client: MlflowClient, run: Run, dataset: Dataset, foreign: Dataset 
     temperature = float("nan")
     if len(validation):
         temperature = fit_temperature(model(dataset.images["train"][validation]), labels["train"][validation])
-    probabilities = model(dataset.images["test"])
-    auroc = foreign_auroc(probabilities, model(foreign.images["test"])) if foreign else float("nan")
-    own: dict[str, float | str] = {"images": OWN, "strength": 0, **scores(probabilities, labels["test"], temperature)}
-    return Subject(run, model, temperature, auroc, [own])
+    auroc = float("nan")
+    if foreign:
+        auroc = foreign_auroc(model(dataset.images["test"]), model(foreign.images["test"]))
+    return Subject(run, model, temperature, auroc)
 
 
-def _shown(values: Sequence[float], factor: int = 1) -> str:
-    """The mean of one value per seed, and half of its 95 % interval if there are several."""
-    summary, digits = summarise(values), 1 if factor > 1 else 4
-    half = f" ± {factor * (summary.ci_high - summary.mean):.{digits}f}" if summary.n > 1 else ""
-    return f"{factor * summary.mean:.{digits}f}{half}"
+def _test(subjects: Sequence[Subject], name: str, strength: int, images: np.ndarray, labels: np.ndarray) -> Row:
+    """Add a row to each subject; returns that of their ensemble, the mean of their probabilities."""
+    row: Row = {"images": name, "strength": strength}
+    total = np.zeros((), np.float32)
+    for subject in subjects:
+        probabilities = subject.model(images)
+        subject.rows.append({**row, **scores(probabilities, labels, subject.temperature)})
+        total = total + probabilities
+    return {**row, **scores(total / len(subjects), labels)}
 
 
-def _accuracies(subjects: Sequence[Subject], others: Others) -> np.ndarray:
-    """(seeds, names, strengths)."""
-    found = [[row["acc"] for row in subject.rows if row["images"] != OWN] for subject in subjects]
-    return np.array(found, float).reshape(len(subjects), len(others.names), -1)
+def _mean(rows: Sequence[Row], score: str, name: str | None = None) -> float:
+    """A score on the images `name`, or on all that are not the runs' own, averaged over strengths."""
+    chosen = [row[score] for row in rows if (row["images"] == name if name else row["images"] != OWN)]
+    return float(np.mean(np.array(chosen, float)))
 
 
-def _accuracy_table(subjects: Sequence[Subject], others: Others) -> str:
-    accuracies = _accuracies(subjects, others)
-    means = accuracies.mean(axis=0)
-    rows = [
-        [name, *(f"{100 * mean:.1f}" for mean in means[i]), _shown(accuracies[:, i].mean(axis=1), 100)]
-        for i, name in enumerate(others.names)
-    ]
-    if len(rows) > 1:
-        over_names = (f"{100 * mean:.1f}" for mean in means.mean(axis=0))
-        rows.append(["mean", *over_names, _shown(accuracies.mean(axis=(1, 2)), 100)])
-    return markdown_table(["", *map(str, range(1, means.shape[1] + 1)), "mean"], rows)
+def _accuracies(rows: Sequence[Row], others: Others) -> np.ndarray:
+    """(names, strengths)."""
+    found = [row["acc"] for row in rows if row["images"] != OWN]
+    return np.array(found, float).reshape(len(others.names), -1)
+
+
+def _accuracy_table(subjects: Sequence[Subject], ensemble: Sequence[Row], others: Others) -> str:
+    seeds, together = np.stack([_accuracies(s.rows, others) for s in subjects]), _accuracies(ensemble, others)
+    names = [*others.names]
+    if len(names) > 1:
+        names.append("mean")
+        seeds = np.concatenate([seeds, seeds.mean(1, keepdims=True)], 1)
+        together = np.concatenate([together, together.mean(0, keepdims=True)])
+    header, rows = ["", *map(str, range(1, seeds.shape[2] + 1)), "mean"], []
+    for i, name in enumerate(names):
+        means = (f"{100 * mean:.1f}" for mean in seeds[:, i].mean(0))
+        rows.append([name, *means, mean_and_half("acc", summarise(seeds[:, i].mean(1)))])
+    if len(subjects) > 1:
+        header.append("ensemble")
+        for row, accuracies in zip(rows, together, strict=True):
+            row.append(f"{100 * accuracies.mean():.1f}")
+    return markdown_table(header, rows)
 
 
 def _summaries(
-    subjects: Sequence[Subject], others: Others, foreign: Dataset | None
-) -> dict[tuple[str, str], list[float]]:
-    """By images and score the values of all seeds, averaged over corruptions and strengths."""
-    names = [name for name in subjects[0].rows[0] if name not in ("images", "strength")]
-    found = {
-        (images, score): [subject.mean(score, OWN if images == OWN else None) for subject in subjects]
-        for images in (OWN, others.key)
-        for score in names
-    }
-    return found | ({(foreign.name, "auroc"): [subject.auroc for subject in subjects]} if foreign else {})
+    subjects: Sequence[Subject], ensemble: Sequence[Row], others: Others, foreign: Dataset | None
+) -> dict[tuple[str, str], Summary]:
+    """Each score over seeds by images and name, averaged over corruptions and strengths; with those of the ensemble."""
+    found = {}
+    for images, name in ((OWN, OWN), (others.key, None)):
+        for score in _scores_in(subjects[0].rows):
+            found[images, score] = summarise([_mean(subject.rows, score, name) for subject in subjects])
+        if len(subjects) > 1:
+            for score in _scores_in(ensemble):
+                found[images, f"{score}{ENSEMBLE}"] = summarise([_mean(ensemble, score, name)])
+    return found | ({(foreign.name, "auroc"): summarise([s.auroc for s in subjects])} if foreign else {})
 
 
-def _score_table(summaries: Mapping[tuple[str, str], list[float]]) -> str:
-    rows = []
-    for images in dict.fromkeys(images for images, _ in summaries):
-        for kind, ending in (("as trained", ""), ("temperature scaled", "_scaled")):
-            if (images, f"nll{ending}") in summaries:
-                names = ["acc", *(f"{score}{ending}" for score in ("nll", "brier", "ece"))]
-                factors = (100 if name.startswith(PERCENT) else 1 for name in names)
-                cells = [_shown(summaries[images, name], factor) for name, factor in zip(names, factors, strict=True)]
-                rows.append([images, kind, *cells])
-    return markdown_table(["images", "probabilities", *TITLES.values()], rows)
+def _scores_in(rows: Sequence[Row]) -> list[str]:
+    return [name for name in rows[0] if name not in ("images", "strength")]
 
 
 def _track(
-    client: MlflowClient, parent: Run | None, subjects: Sequence[Subject], others: Others, foreign: Dataset | None
+    client: MlflowClient,
+    parent: Run | None,
+    subjects: Sequence[Subject],
+    ensemble: Sequence[Row],
+    summaries: Mapping[tuple[str, str], Summary],
+    others: Others,
+    foreign: Dataset | None,
 ) -> None:
     values = [_metrics(subject, others, foreign) for subject in subjects]
     tables = [pd.DataFrame([{"seed": queries.seed_of(s.run), **row} for row in s.rows]) for s in subjects]
@@ -169,22 +179,25 @@ def _track(
             csv = {others.key: table.to_csv(index=False)}
             evaluations.log_artifacts(client, subject.run, others.key, others.title, csv, None)
     if parent:
-        evaluations.log_values(client, parent, _over_seeds(values, others), beside="n")
+        over_seeds = _over_seeds(values, others)
+        if others.complete and len(subjects) > 1:
+            over_seeds[f"{others.key}/acc_ensemble"] = _mean(ensemble, "acc")
+        evaluations.log_values(client, parent, over_seeds, beside="n")
     if not others.complete:
         print("\nonly metrics are tracked: heatmap, tables and means need all corruptions", file=sys.stderr)
         return
     target = parent or subjects[0].run
-    summaries = _summaries(subjects, others, foreign).items()
-    lines = [{"images": images, "score": score, **vars(summarise(found))} for (images, score), found in summaries]
+    lines = [{"images": images, "score": score, **vars(found)} for (images, score), found in summaries.items()]
     csv = {
         others.key: pd.concat(tables).to_csv(index=False),
-        f"{others.key}-scores": pd.DataFrame(lines).to_csv(index=False),
+        evaluations.SCORES.format(others.key): pd.DataFrame(lines).to_csv(index=False),
     }
     figure = None
     if others.corrupted:
         seeds = f", mean of {len(subjects)} seeds" if len(subjects) > 1 else ""
         title = f"{target.info.run_name}{seeds}\n{others.title}"
-        figure = plot_corruptions(_accuracies(subjects, others).mean(axis=0), others.names, title)
+        means = np.mean([_accuracies(subject.rows, others) for subject in subjects], axis=0)
+        figure = plot_corruptions(means, others.names, title)
     evaluations.log_artifacts(client, target, others.key, others.title, csv, figure)
     print(f"\ntracked with {target.info.run_name}: {evaluations.FOLDER}/{others.key}.csv and others")
 
@@ -192,15 +205,15 @@ def _track(
 def _metrics(subject: Subject, others: Others, foreign: Dataset | None) -> dict[str, float]:
     """The metrics of a run. Means over all corruptions only if there are all."""
     own = subject.rows[0]
-    found = {f"calibration/{name}": float(own[name]) for name in own if name not in ("images", "strength", "acc")}
+    calibration = [name for name in _scores_in(subject.rows) if name != "acc"]
+    found = {f"calibration/{name}": float(own[name]) for name in calibration}
     if np.isfinite(subject.temperature):
         found["calibration/temperature"] = subject.temperature
     if others.corrupted:
-        found |= {f"{others.key}/{name}": subject.mean("acc", name) for name in others.names}
+        found |= {f"{others.key}/{name}": _mean(subject.rows, "acc", name) for name in others.names}
     if others.complete:
-        names = [name for name in own if name not in ("images", "strength", "acc")]
-        found |= {f"{others.key}/{name}": subject.mean(name) for name in names}
-        found[f"{others.key}/acc_mean"] = subject.mean("acc")
+        found |= {f"{others.key}/{name}": _mean(subject.rows, name) for name in calibration}
+        found[f"{others.key}/acc_mean"] = _mean(subject.rows, "acc")
     return found | ({f"ood/{foreign.name}": subject.auroc} if foreign else {})
 
 

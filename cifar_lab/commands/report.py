@@ -25,7 +25,7 @@ from cifar_lab.data.cache import Dataset
 from cifar_lab.execution.progress import clock
 from cifar_lab.experiment_files import experiment_name
 from cifar_lab.files import atomic_write
-from cifar_lab.tracking import queries, store, summaries
+from cifar_lab.tracking import evaluations, queries, store, summaries
 from cifar_lab.tracking.artifacts import load_text, text_digest
 from cifar_lab.tracking.load import dataset_of
 from cifar_lab.tracking.lookup import Comparison, Item, curves_of, load_comparison
@@ -105,6 +105,8 @@ def render(client: MlflowClient, comparison: Comparison, trust: bool) -> str:
         scores=summaries.class_scores(counts, dataset.classes),
         reliability=_reliability_picture(calibration),
         shown=shown,
+        score_header=tables.SCORE_HEADER,
+        evaluated=[found for item in items for found in _evaluated(client, item)],
         mistakes=_mistakes(dataset, probabilities[name]),
         versions={tag: best.data.tags.get(tag, "") for tag in (*VERSIONS, *ORIGINS)},
         configs={item.name: load_text(client, item.parent, "config.toml") for item in items},
@@ -160,6 +162,19 @@ def _reliability_picture(calibration: Mapping[str, Reliability]) -> Picture:
     texts = [f"{name} {found.ece:.1%}" for name, found in calibration.items()]
     alt = f"Accuracy over confidence; expected calibration error: {'; '.join(texts)}"
     return _picture(plot_reliability(calibration), alt)
+
+
+def _evaluated(client: MlflowClient, item: Item) -> list[dict[str, object]]:
+    """What `evaluate` tracked with these repeats."""
+    found: list[dict[str, object]] = []
+    for key, title in evaluations.evaluated(item.parent).items():
+        summaries = evaluations.load_scores(client, item.parent, key)
+        alt = f"Accuracy of {item.name} by corruption and strength, mean over seeds"
+        heatmap = evaluations.load_heatmap(client, item.parent, key)
+        picture = Picture(_uri(heatmap), alt) if heatmap else None
+        rows = tables.score_rows(summaries)
+        found.append({"name": item.name, "title": title, "rows": rows, "picture": picture})
+    return found
 
 
 def _heatmap(run: Run, counts: np.ndarray, dataset: Dataset) -> Picture:

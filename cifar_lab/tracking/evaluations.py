@@ -1,14 +1,19 @@
 """What `evaluate` measures, added to runs that stay finished."""
 
+import io
 from collections.abc import Mapping
 
+import pandas as pd
 from matplotlib.figure import Figure
 from mlflow.entities import Metric, Run
 from mlflow.tracking import MlflowClient
 
-from cifar_lab.tracking.artifacts import log_texts
+from cifar_lab.analysis.comparison import Summary
+from cifar_lab.errors import UserError
+from cifar_lab.tracking.artifacts import downloaded, load_text, log_texts
 
 FOLDER = "evaluate"  # of the artifacts
+SCORES = "{}-scores"  # the table of summaries, by key
 
 
 def log_values(client: MlflowClient, run: Run, values: Mapping[str, float], beside: str) -> None:
@@ -37,3 +42,24 @@ def log_artifacts(
     log_texts(client, run_id, {f"{FOLDER}/{name}.csv": table for name, table in tables.items()})
     if figure:
         client.log_figure(run_id, figure, f"{FOLDER}/{key}.png")
+
+
+def evaluated(run: Run) -> dict[str, str]:
+    """What the run was evaluated on: titles by key."""
+    return {tag.partition(".")[2]: title for tag, title in run.data.tags.items() if tag.startswith(f"{FOLDER}.")}
+
+
+def load_scores(client: MlflowClient, run: Run, key: str) -> dict[tuple[str, str], Summary]:
+    """Summaries over seeds by images and score. Raises UserError if the table is missing or damaged."""
+    table = pd.read_csv(io.StringIO(load_text(client, run, f"{FOLDER}/{SCORES.format(key)}.csv")))
+    rows = table.to_dict("records")
+    return {(row.pop("images"), row.pop("score")): Summary(**row) for row in rows}
+
+
+def load_heatmap(client: MlflowClient, run: Run, key: str) -> bytes:
+    """The heatmap as PNG; empty if there is none."""
+    try:
+        with downloaded(client, run, f"{FOLDER}/{key}.png") as file:
+            return file.read_bytes()
+    except UserError:
+        return b""

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from conftest import EXPERIMENTS, Driver, write_images
 from mlflow.tracking import MlflowClient
+from sklearn.metrics import log_loss
 
 import cifar_lab
 from cifar_lab.analysis.calibration import fit_temperature
@@ -83,9 +84,44 @@ def test_both_seeds_are_tested_on_all_corruptions_and_tracked(evaluated):
         *(2, accuracies.mean, accuracies.ci_low, accuracies.ci_high)
     ]
     shown = f"{100 * accuracies.mean:.1f} ± {100 * (accuracies.ci_high - accuracies.mean):.1f}"
-    assert re.search(rf"^\| mean .*\| {re.escape(shown)} +\|$", output, re.MULTILINE)
+    assert re.search(rf"^\| mean .*\| {re.escape(shown)} +\| [\d.]+ +\|$", output, re.MULTILINE)
     artifacts = [file.path for file in lab.client.list_artifacts(runs["linear"].info.run_id, "evaluate")]
     assert "evaluate/corruptions.png" in artifacts
+
+
+def test_ensemble_is_the_mean_of_the_probabilities(evaluated, monkeypatch):
+    lab, _, output, _ = evaluated
+    monkeypatch.chdir(lab.folder)
+    models = [cifar_lab.load(lab.runs()[f"linear-seed{seed}"].info.run_id) for seed in (0, 1)]
+    images, labels = lab.dataset.images["test"], lab.dataset.labels["test"]
+    mean = np.mean([model(images) for model in models], axis=0)
+    scores = lab.table("linear", "corruptions-scores").set_index(["images", "score"])
+    assert scores.loc["test", "acc_ensemble"]["mean"] == (mean.argmax(1) == labels).mean()
+    assert scores.loc["test", "nll_ensemble"]["mean"] == pytest.approx(log_loss(labels, mean), rel=1e-5)
+    fog = [np.mean([model(corrupt(images, "fog", strength)) for model in models], axis=0) for strength in range(1, 6)]
+    accuracy = np.mean([(found.argmax(1) == labels).mean() for found in fog])
+    assert re.search(rf"^\| fog .*\| {100 * accuracy:.1f} +\|$", output, re.MULTILINE)
+    assert (
+        lab.runs()["linear"].data.metrics["corruptions/acc_ensemble"]
+        == scores.loc["corruptions", "acc_ensemble"]["mean"]
+    )
+
+
+def test_report_shows_what_was_tracked(evaluated):
+    lab, _, output, _ = evaluated
+    driver = Driver(lab.folder, "report", "linear", "--output", "evaluated.html")
+    assert driver.wait() == 0, driver.output()
+    page = (lab.folder / "evaluated.html").read_text()
+    assert "not the published CIFAR-10-C files" in page
+    rows = re.findall(
+        r"^\| (?:test|corruptions) +\| (?:as trained|temperature scaled|ensemble) .*$", output, re.MULTILINE
+    )
+    assert len(rows) == 6
+    for row in rows:
+        images, *cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert f'<th scope="row">{images}</th><td data-column="probabilities">{cells[0]}</td>' in page
+        assert all(f">{cell}</td>" in page for cell in cells)
+    assert 'alt="Accuracy of linear by corruption and strength, mean over seeds"' in page
 
 
 def test_numbers_are_those_of_the_models_on_the_corrupted_images(evaluated, monkeypatch):

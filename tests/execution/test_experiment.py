@@ -212,7 +212,7 @@ def test_ctrl_c_ends_the_runs_as_killed_and_leaves_no_process(unused):
         if "epoch" in line:
             break
     process.send_signal(signal.SIGINT)
-    rest = process.communicate(timeout=60)[0]
+    rest = process.communicate(timeout=300)[0]
     assert process.returncode == 130, seen + rest
     assert "interrupted; the same command continues where it stopped" in rest
     assert "Traceback" not in seen + rest
