@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
@@ -19,7 +20,8 @@ def seeds_and_images(first: np.ndarray, second: np.ndarray | None = None) -> tup
 
     With `second`, (its seeds, the same images), of the difference of the means; its seeds are independent. nan for one
     seed. The variances over seeds and over images add up; degrees of freedom by Satterthwaite (1946). What is due to a
-    single seed on a single image counts twice, but it is hundreds of times smaller.
+    single seed on a single image counts twice, but it is hundreds of times smaller. With few seeds, whose quantiles of
+    Student's t are large, the interval is at least as wide as that over seeds alone.
     """
     samples = [first] if second is None else [first, second]
     if min(map(len, samples)) < 2:
@@ -28,12 +30,17 @@ def seeds_and_images(first: np.ndarray, second: np.ndarray | None = None) -> tup
     over_images = first.mean(0) - (0 if second is None else second.mean(0))
     parts = [(np.var(sample.mean(1), ddof=1) / len(sample), len(sample) - 1) for sample in samples]
     parts.append((np.var(over_images, ddof=1) / len(over_images), len(over_images) - 1))
+    half = max(_half(parts[:-1]), _half(parts))
+    return float(mean - half), float(mean + half)
+
+
+def _half(parts: Sequence[tuple[float, int]]) -> float:
+    """Half of the 95 % interval of a mean from independent parts of its variance, each with its degrees of freedom."""
     variance = sum(part for part, _ in parts)
     if variance == 0:
-        return float(mean), float(mean)
+        return 0.0
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
-    half = stats.t.ppf(1 - LEVEL / 2, freedom) * math.sqrt(variance)
-    return float(mean - half), float(mean + half)
+    return float(stats.t.ppf(1 - LEVEL / 2, freedom)) * math.sqrt(variance)
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:

@@ -17,11 +17,15 @@ from cifar_lab.analysis.uncertainty import (
 
 
 def test_interval_over_seeds_and_images_worked_by_hand():
-    # means of seeds 3/4 and 1/4: variance 1/8, over 2 seeds 1/16; of images 1, 1/2, 1/2, 0: 1/6, over 4 images 1/24
-    answers = np.array([[1.0, 1, 1, 0], [1, 0, 0, 0]])
-    variance = 1 / 16 + 1 / 24
-    freedom = variance**2 / ((1 / 16) ** 2 / 1 + (1 / 24) ** 2 / 3)
+    # means of seeds 3/4, 1/2, 1/2: variance 1/48, over 3 seeds 1/144; of images 1, 2/3, 2/3, 0: 19/108, over 4 images
+    answers = np.array([[1.0, 1, 1, 0], [1, 1, 0, 0], [1, 0, 1, 0]])
+    variance = 1 / 144 + 19 / 432
+    freedom = variance**2 / ((1 / 144) ** 2 / 2 + (19 / 432) ** 2 / 3)
     half = stats.t.ppf(0.975, freedom) * math.sqrt(variance)
+    assert seeds_and_images(answers) == pytest.approx((7 / 12 - half, 7 / 12 + half))
+    # means of seeds 3/4 and 1/4: variance 1/8, over 2 seeds 1/16; its interval alone is wider than that with the images
+    answers = np.array([[1.0, 1, 1, 0], [1, 0, 0, 0]])
+    half = stats.t.ppf(0.975, 1) * math.sqrt(1 / 16)
     assert seeds_and_images(answers) == pytest.approx((0.5 - half, 0.5 + half))
     assert seeds_and_images(answers, answers) == pytest.approx(
         (-stats.t.ppf(0.975, 2) * math.sqrt(1 / 8), stats.t.ppf(0.975, 2) * math.sqrt(1 / 8))
