@@ -9,7 +9,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import commands, gpu, inside
+from benchmarks import commands, gpu, inside, tutorial
 from cifar_lab.analysis.tables import markdown_table
 from cifar_lab.data.cache import load_dataset
 from cifar_lab.errors import UserError
@@ -29,6 +29,7 @@ MEASURES = {
     "linear": commands.linear,
     "jobs": commands.jobs,
     "startup": commands.startup,
+    "tutorial": tutorial.rows,
 }
 
 
@@ -67,7 +68,7 @@ def _text(title: str, lines: list[str]) -> str:
             "# Speed",
             "",
             "Written by `make bench`. Both sides of a row were measured alternately in the same run; each is a median",
-            "of at least three (4: measured once). The ratio is ours to the other, of times or rates.",
+            "of at least three (4 and 7: measured once). The ratio is ours to the other, of times or rates.",
             "",
             f"{date.today()}, {os.cpu_count()} cores of {processor()}, Python {platform.python_version()}, {versions};",
             f"{title}.",

@@ -10,6 +10,7 @@ import mlflow
 import torch
 import torch.nn.functional as F
 from mlflow.tracking import MlflowClient
+from PIL import Image
 from pytorch_lightning import Callback
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -128,20 +129,17 @@ def _loss(
         return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
 
-class _Pictures(TorchDataset):
+class Pictures(TorchDataset):
     """CIFAR-10 as torchvision gives it: a PIL image at a time, transformed."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        mean, std = dataset.mean, dataset.std
-        steps = [transforms.ToTensor(), transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip()]
-        self.transform = transforms.Compose([transforms.ToPILImage(), *steps, transforms.Normalize(mean, std)])
-        self.images, self.labels = dataset.images["train"], dataset.labels["train"]
+    def __init__(self, dataset: Dataset, split: str, transform: Callable[[Image.Image], torch.Tensor]) -> None:
+        self.images, self.labels, self.transform = dataset.images[split], dataset.labels[split], transform
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.transform(self.images[index]), int(self.labels[index])
+        return self.transform(Image.fromarray(self.images[index])), int(self.labels[index])
 
 
 def pipeline(dataset: Dataset) -> list[Row]:
@@ -151,7 +149,10 @@ def pipeline(dataset: Dataset) -> list[Row]:
     model = make_model(config, dataset)
     images, labels = (torch.from_numpy(values["train"]) for values in (dataset.images, dataset.labels))
     ours = TrainBatches(images, labels.long(), config, 0, lambda: 0)
-    loader = DataLoader(_Pictures(dataset), batch_size=125, shuffle=True, num_workers=2, persistent_workers=True)
+    steps = [transforms.ToTensor(), transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip()]
+    transform = transforms.Compose([*steps, transforms.Normalize(dataset.mean, dataset.std)])
+    pictures = Pictures(dataset, "train", transform)
+    loader = DataLoader(pictures, batch_size=125, shuffle=True, num_workers=2, persistent_workers=True)
 
     def seconds(batches: object, finish: object) -> float:
         passed = timed()
@@ -218,14 +219,17 @@ def _steps(config: Config, dataset: Dataset) -> tuple[Callable[[], float], int]:
 
 def choices(dataset: Dataset) -> list[Row]:
     """The training step of `cnn` as it is, against the same step with one choice made otherwise."""
-    bf16, fp32 = (resolved("cnn", dataset, "data.sides=[32]", f"trainer.precision={name}") for name in ("bf16", "fp32"))
+    chosen = resolved("cnn", dataset, "data.sides=[32]")
+    precision = chosen.trainer.precision
+    other_precision = "fp32" if precision == "bf16" else "bf16"
+    other = resolved("cnn", dataset, "data.sides=[32]", f"trainer.precision={other_precision}")
     rows = []
-    for label, other in (
-        ("bf16 against fp32", partial(_in_child, fp32, dataset)),
-        ("freed memory kept against glibc's defaults", partial(_in_child, bf16, dataset, keep=False)),
+    for label, otherwise in (
+        (f"{precision} against {other_precision}", partial(_in_child, other, dataset)),
+        (f"freed memory kept against glibc's defaults, {precision}", partial(_in_child, chosen, dataset, keep=False)),
     ):
-        ours, otherwise = alternate([partial(_in_child, bf16, dataset), other])
-        rows.append(Row(f"choice: {label}", *_seconds(ours, otherwise), ours / otherwise, "lower"))
+        ours, theirs = alternate([partial(_in_child, chosen, dataset), otherwise])
+        rows.append(Row(f"choice: {label}", *_seconds(ours, theirs), ours / theirs, "lower"))
     return rows
 
 

@@ -8,6 +8,7 @@ from conftest import EXPERIMENTS
 import benchmarks.gpu
 from benchmarks.inside import train_bare
 from benchmarks.table import Row, alternate
+from benchmarks.tutorial import train_tutorial
 from cifar_lab.config import load_config
 from cifar_lab.data.cache import load_dataset
 from cifar_lab.training.checkpoints import weights_digest
@@ -38,6 +39,11 @@ def test_on_a_gpu_the_bare_loop_trains_the_same_network_too(gpu, workplace, tmp_
     config = resolve_config(load_config(benchmarks.gpu.NAME, ["trainer.epochs=2"]), dataset, "fp32")
     bare = train_bare(config, dataset, "cuda:0")[0]
     assert weights_digest(bare) == train(config, 0, dataset, tmp_path / "run", "cuda").weights_digest
+
+
+def test_the_tutorial_learns(workplace):
+    _, accuracy = train_tutorial(load_dataset("digits")[0], epochs=3)
+    assert accuracy > 0.5
 
 
 def test_sides_are_measured_in_turn_and_their_medians_are_taken():
