@@ -31,6 +31,7 @@ from cifar_lab.training.hardware import device_tags, exact_fp32, fast_precision,
 from cifar_lab.training.train import resolve_config, train
 
 WIDTHS = (64, 256, 256)  # of the CNN
+TRAIN_SIZE: int | None = None  # images; None: all that are not for validation
 EPOCHS = 8
 SEEDS = 4
 MARGIN = 0.02  # largest difference of mean test accuracy between equivalent devices
@@ -98,7 +99,8 @@ class _GPU:
             model["one_vs_one"] = True
         trainer = {"epochs": EPOCHS, "batch_size": 125, "precision": precision, **trainer}
         optim = {"learning_rate": 0.01 if name == "linear" else 1.25}
-        config = Config.model_validate({"model": model, "trainer": trainer, "optim": optim})
+        data = {"train_size": TRAIN_SIZE}
+        config = Config.model_validate({"model": model, "data": data, "trainer": trainer, "optim": optim})
         return resolve_config(config, self.digits, precision)
 
     def train(self, config: Config, seed: int, accelerator: str, checkpoint: Path | None = None) -> Any:
