@@ -28,8 +28,6 @@ from cifar_lab.tracking.lookup import find_finished
 from cifar_lab.tracking.models import Model, model_of
 
 OWN = "test"  # the run's own test images, in tables
-
-
 Row = dict[str, float | str]  # "images", "strength" and scores
 
 
