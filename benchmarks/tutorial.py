@@ -4,7 +4,7 @@ import os
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
@@ -16,22 +16,13 @@ from cifar_lab.data.cache import Dataset
 EPOCHS = 8
 
 
-class Tutorial(nn.Module):
-    """Two 5x5 convolutions of 6 and 16 channels, each with pooling, then 120 and 84 hidden units."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convolutions = nn.ModuleList([nn.Conv2d(3, 6, 5), nn.Conv2d(6, 16, 5)])
-        self.hidden = nn.ModuleList([nn.Linear(16 * 5 * 5, 120), nn.Linear(120, 84)])
-        self.head = nn.Linear(84, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for convolution in self.convolutions:
-            x = F.max_pool2d(F.relu(convolution(x)), 2)
-        x = x.flatten(1)
-        for layer in self.hidden:
-            x = F.relu(layer(x))
-        return self.head(x)
+def tutorial() -> nn.Sequential:
+    """The tutorial's network: two 5x5 convolutions, each with pooling, then two hidden layers."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, 6, 5), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+        *(nn.Linear(16 * 5 * 5, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10)),
+    )
 
 
 def rows(dataset: Dataset) -> list[Row]:
@@ -63,7 +54,7 @@ def train_tutorial(dataset: Dataset, epochs: int = EPOCHS) -> tuple[float, float
         DataLoader(Pictures(dataset, split, transform), batch_size=4, shuffle=split == "train", num_workers=2)
         for split in ("train", "test")
     )
-    network = Tutorial()
+    network = tutorial()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.001, momentum=0.9)
     passed = timed()
     for _ in range(epochs):

@@ -168,11 +168,10 @@ def _evaluated(client: MlflowClient, item: Item) -> list[dict[str, object]]:
     """What `evaluate` tracked with these repeats."""
     found: list[dict[str, object]] = []
     for key, title in evaluations.evaluated(item.parent).items():
-        summaries = evaluations.load_scores(client, item.parent, key)
+        rows = tables.score_rows(evaluations.load_scores(client, item.parent, key))
         alt = f"Accuracy of {item.name} by corruption and strength, mean over seeds"
         heatmap = evaluations.load_heatmap(client, item.parent, key)
         picture = Picture(_uri(heatmap), alt) if heatmap else None
-        rows = tables.score_rows(summaries)
         found.append({"name": item.name, "title": title, "rows": rows, "picture": picture})
     return found
 

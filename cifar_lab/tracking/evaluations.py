@@ -9,7 +9,6 @@ from mlflow.entities import Metric, Run
 from mlflow.tracking import MlflowClient
 
 from cifar_lab.analysis.comparison import Summary
-from cifar_lab.errors import UserError
 from cifar_lab.tracking.artifacts import downloaded, load_text, log_texts
 
 FOLDER = "evaluate"  # of the artifacts
@@ -38,10 +37,10 @@ def log_artifacts(
 ) -> None:
     """Log CSV tables by name and a heatmap named `key`; a tag says what was evaluated."""
     run_id = run.info.run_id
-    client.set_tag(run_id, f"{FOLDER}.{key}", title)
     log_texts(client, run_id, {f"{FOLDER}/{name}.csv": table for name, table in tables.items()})
     if figure:
         client.log_figure(run_id, figure, f"{FOLDER}/{key}.png")
+    client.set_tag(run_id, f"{FOLDER}.{key}", title)  # last: from then on `report` shows the rest
 
 
 def evaluated(run: Run) -> dict[str, str]:
@@ -57,9 +56,9 @@ def load_scores(client: MlflowClient, run: Run, key: str) -> dict[tuple[str, str
 
 
 def load_heatmap(client: MlflowClient, run: Run, key: str) -> bytes:
-    """The heatmap as PNG; empty if there is none."""
-    try:
-        with downloaded(client, run, f"{FOLDER}/{key}.png") as file:
-            return file.read_bytes()
-    except UserError:
+    """The heatmap as PNG; empty if there is none, as for images without strengths."""
+    path = f"{FOLDER}/{key}.png"
+    if all(file.path != path for file in client.list_artifacts(run.info.run_id, FOLDER)):
         return b""
+    with downloaded(client, run, path) as file:
+        return file.read_bytes()
