@@ -79,6 +79,7 @@ CHANGES = {
     "model.directions": 8,
     "model.widths": "[64, 256, 255]",
     "model.depth": 1,
+    "model.bias": "true",
     "data.val_size": 9,
     "data.split_seed": 1,
     "data.splits": "varied",
@@ -120,7 +121,7 @@ CHANGES = {
         (
             '[model]\nkind = "cnn"\nwidht = 3\n',
             None,
-            "unknown key model.widht; known here: kind, one_vs_one, directions, widths, depth",
+            "unknown key model.widht; known here: kind, one_vs_one, directions, widths, depth, bias",
         ),
         ('[model]\nkind = "linear"\n', "model.depth=3", "unknown key model.depth; known here: kind, one_vs_one"),
         ('[model]\nkind = "cnn"\n', "optimizer.lr=3", "unknown key optimizer; known here: model, data, optim, trainer"),

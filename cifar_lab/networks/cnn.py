@@ -16,14 +16,15 @@ class Config(ModelConfig):
     directions: int = Field(12, ge=1, le=12, description="principal directions of a patch; two channels each")
     widths: tuple[Size, Size, Size] = Field((64, 256, 256), strict=False)
     depth: int = Field(2, ge=1, le=100)
+    bias: bool = Field(False, description="train a bias of the whitened patches")
 
 
 class Network(nn.Module):
     """Whitened 2x2 patches, three blocks of `depth` 3x3 convolutions, a global maximum, a linear head.
 
-    The first layer is fixed (see whitening_filters). Each block halves the image; its filters start as the identity.
-    Batch norm shifts but does not scale. After Keller Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024,
-    arXiv 2404.00498.
+    The filters of the first layer are fixed (see whitening_filters); its bias, if it has one, starts at 0. Each block
+    halves the image; its filters start as the identity. Batch norm shifts but does not scale. After Keller Jordan,
+    "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024, arXiv 2404.00498.
     """
 
     whitening: Tensor
@@ -31,6 +32,7 @@ class Network(nn.Module):
     def __init__(self, config: Config, outputs: int) -> None:
         super().__init__()
         self.register_buffer("whitening", torch.zeros(2 * config.directions, 3, 2, 2))
+        self.bias = nn.Parameter(torch.zeros(2 * config.directions)) if config.bias else None
         layers: list[nn.Module] = []
         before = 2 * config.directions
         for width in config.widths:
@@ -46,7 +48,7 @@ class Network(nn.Module):
         self.whitening.copy_(whitening_filters(images, len(self.whitening) // 2))
 
     def forward(self, images: Tensor) -> Tensor:
-        x = F.silu(F.conv2d(images, self.whitening))
+        x = F.silu(F.conv2d(images, self.whitening, self.bias))
         return self.head(self.features(x).amax((2, 3))) / HEAD_SCALE
 
 

@@ -84,6 +84,16 @@ def test_widths_and_depth_shape_the_cnn(images, widths, depth):
     assert model(images).shape == model(images[:, :16, :16]).shape == (5, 10)
 
 
+def test_the_bias_of_the_whitened_patches_starts_at_zero_and_is_trained(images):
+    plain, biased = models = [network("cnn", directions=5, widths=(10, 10, 10), bias=bias) for bias in (False, True)]
+    for model in models:
+        model.network.initialise(model.normalise(images).permute(0, 3, 1, 2))
+    biased.load_state_dict(plain.state_dict(), strict=False)
+    assert biased(images).equal(plain(images))
+    F.cross_entropy(biased(images), torch.arange(5)).backward()
+    assert biased.network.bias.grad.count_nonzero() == 10
+
+
 def test_whitened_patches_have_unit_covariance(images):
     model = network("linear")
     smooth = F.avg_pool2d(model.normalise(images).permute(0, 3, 1, 2), 3, stride=1)  # patches of correlated pixels
