@@ -26,6 +26,7 @@ from cifar_lab.tracking import evaluations, queries, store
 from cifar_lab.tracking.load import config_of, dataset_of
 from cifar_lab.tracking.lookup import find_finished
 from cifar_lab.tracking.models import Model, model_of
+from cifar_lab.training.hardware import keep_freed_memory
 
 OWN = "test"  # the run's own test images, in tables
 Row = dict[str, float | str]  # "images", "strength" and scores
@@ -48,6 +49,7 @@ class Subject:
 
 def run(options: argparse.Namespace) -> int:
     """Print how good the probabilities of some runs are on other images, and track it with them. Raises UserError."""
+    keep_freed_memory()
     client = store.connect()
     parent, runs = find_finished(client, experiment_name(options.run))
     dataset = dataset_of(client, runs[0])
