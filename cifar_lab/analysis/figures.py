@@ -39,9 +39,10 @@ def plot_learning_curves(curves: Mapping[str, Mapping[str, np.ndarray]], title: 
     curves: by line ("train", "val") the metrics "cross_entropy", or "loss" if that is the same, and "acc", (epochs,) or
     (seeds, epochs). Several seeds are drawn as thin lines, their mean as a thick one.
     """
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4))
     figure.suptitle(plain(title))
-    for axes, metric in zip(figure.subplots(1, 2), ("loss", "acc"), strict=True):
+    margins = {"left": 0.07, "right": 0.985, "bottom": 0.13, "top": 0.9}  # fixed: a layout takes as long as the drawing
+    for axes, metric in zip(figure.subplots(1, 2, gridspec_kw=margins), ("loss", "acc"), strict=True):
         for color, (name, metrics) in zip(sns.color_palette("colorblind"), curves.items(), strict=False):
             values = np.atleast_2d(metrics["acc"] if metric == "acc" else metrics.get("cross_entropy", metrics["loss"]))
             epochs = np.arange(1, values.shape[1] + 1)

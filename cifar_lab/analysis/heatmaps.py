@@ -109,13 +109,14 @@ def plot_confusion(
 def plot_epochs(counts: Sequence[np.ndarray], classes: int) -> Figure:
     """A strip of small heatmaps, one per epoch, at most SHOWN; counts: (classes, classes) by epoch."""
     shown = np.unique(np.linspace(0, len(counts) - 1, SHOWN).round().astype(int))
-    figure = Figure(figsize=(SHOWN, 0.95), layout="constrained")
+    figure = Figure(figsize=(SHOWN, 1.1))
+    axes = figure.add_axes((0, 0, 1, 1))  # one for all, without a layout: several times as fast
+    axes.set_axis_off()
     norm = PowerNorm(1 if classes <= ANNOTATED else 0.5, 0, 1)
-    for axes, index in zip(figure.subplots(1, SHOWN), [*shown, *[None] * (SHOWN - len(shown))], strict=True):
-        axes.set_axis_off()
-        if index is not None:
-            axes.imshow(_shares(counts[index]), cmap="Blues", norm=norm)
-            axes.set_title(f"epoch {index + 1}", fontsize=7, pad=2)
+    for place, index in enumerate(shown):
+        axes.imshow(_shares(counts[index]), cmap="Blues", norm=norm, extent=(place, place + 0.94, 0, 0.94))
+        axes.text(place + 0.47, 0.98, f"epoch {index + 1}", fontsize=7, horizontalalignment="center")
+    axes.set(xlim=(-0.03, SHOWN - 0.03), ylim=(-0.03, 1.07))
     return figure
 
 
