@@ -225,7 +225,7 @@ def test_ctrl_c_ends_the_runs_as_killed_and_leaves_no_process(unused):
 def test_hundred_classes(tmp_path):
     write_images(tmp_path / "data" / "images", (10, 1), classes=CIFAR100.classes)
     linear = str(EXPERIMENTS / "linear.toml")
-    arguments = ("experiment", linear, "--data", "cifar100", "--seeds", "1", "--epochs", "2")
+    arguments = ("experiment", linear, "--data", "cifar100", "--seeds", "1", "--epochs", "1")
     for settings in ((), ("--set", "model.one_vs_one=true"), ("--set", "data.labels=coarse")):
         driver = Driver(tmp_path, *arguments, *settings)
         assert driver.wait() == 0, driver.output()

@@ -1,4 +1,7 @@
-"""Experiments that are killed, interrupted, started twice or disconnected: nothing is lost or duplicated."""
+"""Experiments that are killed, interrupted, started twice or disconnected: nothing is lost or duplicated.
+
+One of the networks, `mine`, is in a file outside the package.
+"""
 
 import contextlib
 import os
@@ -11,7 +14,7 @@ from threading import Thread
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import WARM, Driver, experiment_arguments, free_port, processes_in, recorded
+from conftest import EXPERIMENTS, WARM, Driver, free_port, place, processes_in, recorded
 from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 
@@ -19,8 +22,9 @@ from cifar_lab.tracking import locks, store
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")]
 
-KILLS, EPOCHS = 4, 6  # after every single write: test_crash
-REPEATS = experiment_arguments("--seeds", "2", "--jobs", "2", "--epochs", str(EPOCHS))
+KILLS, EPOCHS = 3, 6  # after every single write: test_crash
+CNN = str(EXPERIMENTS / "cnn.toml")
+REPEATS = ("experiment", "mine", CNN, "--data", "digits", "--seeds", "2", "--jobs", "2", "--epochs", str(EPOCHS))
 
 
 def client_of(folder):
@@ -54,18 +58,23 @@ def wait_for_more(driver, client, name="%"):
 @pytest.fixture(scope="module")
 def undisturbed(tracked, tmp_path_factory):
     """The record of an uninterrupted experiment."""
-    folder = tmp_path_factory.mktemp("undisturbed")
+    folder = place(tmp_path_factory.mktemp("undisturbed"))
     (folder / "data").symlink_to(tracked.folder / "data")
     driver = Driver(folder, *REPEATS)
     assert driver.wait() == 0, driver.output()
     runs = recorded(client_of(folder))
-    assert set(runs) == {"linear-seed0", "linear-seed1", "cnn-seed0", "cnn-seed1"}
+    assert set(runs) == {"mine-seed0", "mine-seed1", "cnn-seed0", "cnn-seed1"}
     for status, _, points, images in runs.values():
         assert status == "FINISHED"
         assert [step for step, _ in points["val/acc"]] == points["epoch_seconds"] == list(range(1, EPOCHS + 1))
         assert [step for step, _ in points["test/acc"]] == [EPOCHS]
         assert images == EPOCHS
     return runs
+
+
+@pytest.fixture
+def unused(unused):
+    return place(unused)
 
 
 def test_an_experiment_killed_again_and_again_ends_like_one_that_was_not(undisturbed, unused):
@@ -157,13 +166,13 @@ def test_an_interrupted_experiment_says_what_is_done_and_continues(undisturbed, 
     assert runs["cnn-seed0"] == "KILLED"
     assert set(runs.values()) <= {"FINISHED", "KILLED"}  # how far the others were is up to the machine
     done = [name.split("-")[0] for name, status in runs.items() if status == "FINISHED"]
-    assert re.search(rf"linear +│ {done.count('linear')} ", driver.output())
+    assert re.search(rf"mine +│ {done.count('mine')} ", driver.output())
     assert "the same command continues where it stopped" in driver.output()
     assert "Traceback" not in driver.output()
     assert not processes_in(unused)
     driver = Driver(unused, *REPEATS)
     assert driver.wait() == 0, driver.output()
-    for name in ("linear", "cnn"):
+    for name in ("mine", "cnn"):
         stopped = sum(run.startswith(name) and status == "KILLED" for run, status in runs.items())
         continued = f", {stopped} of them continued" if stopped else ""
         assert f"{name}: {2 - done.count(name)} of 2 runs to train on cpu{continued}\n" in driver.output()
@@ -252,7 +261,7 @@ def test_an_absent_server_costs_nothing_if_it_returns_and_one_line_if_not(undist
     settings = {"MLFLOW_TRACKING_URI": address, "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1"}
 
     driver = Driver(unused, *REPEATS, **settings)
-    wait_for_more(driver, direct, "linear-seed0")
+    wait_for_more(driver, direct, "mine-seed0")
     line.cut()
     time.sleep(5)
     line.restore()  # the runs continue
