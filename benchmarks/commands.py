@@ -14,8 +14,10 @@ from mlflow.tracking import MlflowClient
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsOneClassifier
 
+from benchmarks.inside import resolved
 from benchmarks.table import Row, alternate, timed
 from cifar_lab.data.cache import Dataset
+from cifar_lab.data.selection import split_train
 from cifar_lab.tracking import queries
 
 FOLDER = Path.cwd()
@@ -48,11 +50,12 @@ def run_experiment(dataset: Dataset, *arguments: str, accelerator: str = "cpu") 
 
 
 def linear(dataset: Dataset) -> list[Row]:
-    """All seeds of `linear`, multinomial and one-vs-one, against one fit of scikit-learn on the same images."""
+    """All seeds of `linear`, multinomial and one-vs-one, against one fit of scikit-learn on the same split."""
     pixels = {split: dataset.images[split].reshape(len(dataset.labels[split]), -1) for split in ("train", "test")}
     mean, std = (np.tile(values, 1024).astype(np.float32) for values in (dataset.mean, dataset.std))
     scaled = {split: values.astype(np.float32) / 255 for split, values in pixels.items()}
     standardised = {split: (values - mean) / std for split, values in scaled.items()}
+    train, _ = split_train(dataset.labels["train"], resolved("linear", dataset).data)
     ten, one_vs_one = _all_seeds(dataset), _all_seeds(dataset, "--set", "model.one_vs_one=true")
     rows = []
     for ours, label, model, inputs in (
@@ -66,7 +69,7 @@ def linear(dataset: Dataset) -> list[Row]:
         ),
     ):
         passed = timed()
-        model.fit(inputs["train"], dataset.labels["train"])
+        model.fit(inputs["train"][train], dataset.labels["train"][train])
         other = passed()
         score = model.score(inputs["test"], dataset.labels["test"])
         seconds, text = ours

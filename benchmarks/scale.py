@@ -20,7 +20,7 @@ from mlflow.tracking import MlflowClient
 from benchmarks.table import timed
 from cifar_lab.config import load_config
 from cifar_lab.data.cache import Dataset, load_dataset
-from cifar_lab.execution.repeats import Repeats, plan
+from cifar_lab.execution.repeats import Repeats, plan, summarise_repeats
 from cifar_lab.tracking import lifecycle, places, queries, store, uploads
 from cifar_lab.tracking.provenance import machine_tags
 from cifar_lab.training.train import Result, resolve_config, train
@@ -98,19 +98,19 @@ def _measure(count: int, writers: int, dataset: Dataset) -> None:
     if places.is_local():
         print(f"database: {Path('mlflow.db').stat().st_size / len(jobs):,.0f} bytes per run")
     passed = timed()
-    for item in plan:
-        plan.summarise_repeats(client, item, False)
-    print(f"statistics of {len(plan)} sets of repeats: {passed():.1f} s")
+    for item in planned:
+        summarise_repeats(client, item, False)
+    print(f"statistics of {len(planned)} sets of repeats: {passed():.1f} s")
     for command in ["compare", *configs], ["best"]:
         passed = timed()
         subprocess.run([sys.executable, "-m", "cifar_lab", *command], check=True, stdout=subprocess.DEVNULL)
         print(f"cifar_lab {' '.join(command)}: {passed():.1f} s")
 
 
-def _check(client: MlflowClient, plan: list[Repeats], result: Result) -> None:
+def _check(client: MlflowClient, planned: list[Repeats], result: Result) -> None:
     """That every run is there, finished, with every epoch."""
-    found: list[Run] = [run for item in plan for run in queries.finished_runs(client, item.parent)]
-    assert len(found) == sum(len(item.seeds) for item in plan)
+    found: list[Run] = [run for item in planned for run in queries.finished_runs(client, item.parent)]
+    assert len(found) == sum(len(item.seeds) for item in planned)
     expected = [epoch.metrics["train/acc"] for epoch in result.epochs]
     for run in found:
         assert queries.history(client, run.info.run_id, "train/acc").tolist() == expected
