@@ -21,6 +21,11 @@ from cifar_lab.analysis.uncertainty import (
 from cifar_lab.errors import UserError
 
 
+def is_accuracy(metric: str) -> bool:
+    """Whether a metric such as "test/acc_tta" is an accuracy, shown in percent, and not a loss."""
+    return "/acc" in metric
+
+
 @dataclass(frozen=True)
 class Summary:
     """Mean, sample standard deviation and 95 % interval of the mean of n values; for n = 1 only the mean is not nan."""
@@ -83,8 +88,8 @@ class Difference:
     """First minus second sample, paired over the `n` seeds that both have, or between all seeds of each.
 
     ci: 95 % interval over seeds, Student's t; images_ci: over seeds and images (see seeds_and_images). p is that of a
-    permutation test, smallest_p the smallest that this n allows, both adjusted for the number of pairs; with one run
-    each, p is McNemar's. correlation: of the pairs. improvement: P(first > second) with its interval. spread: standard
+    permutation test, with one run each McNemar's; smallest_p is the smallest that this n allows. Both are adjusted for
+    the number of pairs. correlation: of the pairs. improvement: P(first > second) with its interval. spread: standard
     deviation of the differences, or of the samples. detectable: the smallest difference that is found with a power of
     0.8. worse_p, better_p: of the one-sided tests that first is lower, or higher, by `margin` or more. later: whether
     seeds came after a first comparison. What can't be told is nan.
@@ -126,7 +131,8 @@ class Difference:
         if self.margin and max(self.worse_p, self.better_p) < LEVEL:
             found += "; equal within the margin"
         elif self.margin and not self.significant and min(self.worse_p, self.better_p) < LEVEL:
-            one, other = (self.first, self.second) if self.worse_p < LEVEL else (self.second, self.first)
+            not_worse = (self.worse_p < LEVEL) == is_accuracy(self.metric)  # of a loss, the lower one is the better one
+            one, other = (self.first, self.second) if not_worse else (self.second, self.first)
             found += f"; {one} is not worse than {other} by the margin"
         return f"{found} (but seeds were added after a first comparison)" if self.later else found
 
@@ -148,9 +154,9 @@ def compare(samples: Sequence[Sample], margin: float = 0.0) -> list[Difference]:
         warnings.simplefilter("ignore", RuntimeWarning)  # about samples without variance
         found = [_difference(*pair, tested, margin) for pair in pairs]
     adjusted = 0.0
-    tests = [index for index in np.argsort([difference.p for difference in found]) if found[index].n > 1]
+    tests = [index for index in np.argsort([difference.p for difference in found]) if not np.isnan(found[index].p)]
     for rank, index in enumerate(tests):
-        adjusted = max(adjusted, min(1.0, (tested - rank) * found[index].p))
+        adjusted = max(adjusted, min(1.0, (len(tests) - rank) * found[index].p))
         found[index] = replace(found[index], p=adjusted)
     return found
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from cifar_lab.analysis.comparison import Difference, Sample, Summary
+from cifar_lab.analysis.comparison import Difference, Sample, Summary, is_accuracy
 from cifar_lab.analysis.uncertainty import detectable
 
 SUMMARY_HEADER = ("experiment", "n", "mean", "std", "95 %, seeds", "95 %, seeds and images", "ensemble")
@@ -26,14 +26,14 @@ ENSEMBLE = "_ensemble"  # ends the name of a score
 
 
 def unit(metric: str) -> str:
-    return ", percent" if metric.endswith("acc") else ""
+    return ", percent" if is_accuracy(metric) else ""
 
 
 def number(metric: str, value: float, sign: str = "") -> str:
     """Percent with two decimals for an accuracy, four decimals for a loss, "-" for nan."""
     if np.isnan(value):
         return "-"
-    return f"{100 * value:{sign}.2f}" if metric.endswith("acc") else f"{value:{sign}.4f}"
+    return f"{100 * value:{sign}.2f}" if is_accuracy(metric) else f"{value:{sign}.4f}"
 
 
 def interval(low: str, high: str) -> str:
@@ -89,9 +89,10 @@ def score_rows(summaries: Mapping[tuple[str, str], Summary]) -> list[list[str]]:
 
 def method(differences: Sequence[Difference]) -> str:
     """How the numbers of difference_row were computed."""
-    pairs = sum(difference.n > 1 for difference in differences)
-    adjusted = f", adjusted for {pairs} pairs (Holm)" if pairs > 1 else ""
-    tests = f"permutation test{adjusted}" if pairs else "McNemar's exact test of two runs"
+    pairs = sum(not np.isnan(difference.p) for difference in differences)
+    repeated = any(difference.n > 1 for difference in differences)
+    tests = "permutation test" if repeated else "McNemar's exact test of two runs"
+    tests += f", adjusted for {pairs} pairs (Holm)" if pairs > 1 else ""
     return (
         "Intervals: for another seed on these images (Student's t), and for another seed on other such images. "
         f"n: common seeds, compared seed by seed (paired; r: their correlation), or seeds of each. p: {tests}. "

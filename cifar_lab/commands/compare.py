@@ -6,6 +6,7 @@ from collections import Counter
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
+from cifar_lab.analysis.comparison import is_accuracy
 from cifar_lab.analysis.figures import plot_comparison
 from cifar_lab.analysis.tables import (
     DIFFERENCE_HEADER,
@@ -27,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     """Print and draw a metric of each experiment, and the difference of each pair. Raises UserError."""
     metric, figure = options.metric, options.figure
     client = store.connect()
-    margin = options.margin / 100 if metric.endswith("acc") else options.margin
+    margin = options.margin / 100 if is_accuracy(metric) else options.margin
     comparison = load_comparison(client, [*map(experiment_name, options.experiments)], metric, margin)
     items, first = comparison.items, comparison.items[0].sample
     print(f"{metric}{unit(metric)}; images {first.data}, split {first.split}\n")

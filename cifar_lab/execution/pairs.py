@@ -6,7 +6,8 @@ from itertools import combinations
 import numpy as np
 from mlflow.tracking import MlflowClient
 
-from cifar_lab.analysis.comparison import compare, summarise
+from cifar_lab.analysis.comparison import summarise
+from cifar_lab.analysis.tables import interval, number
 from cifar_lab.config import Config
 from cifar_lab.data.cache import Dataset
 from cifar_lab.errors import UsageError
@@ -15,7 +16,7 @@ from cifar_lab.execution.experiment import run_experiments
 from cifar_lab.execution.local import Pool
 from cifar_lab.execution.repeats import Repeats
 from cifar_lab.tracking import queries, store, summaries
-from cifar_lab.tracking.lookup import sample_of
+from cifar_lab.tracking.lookup import load_comparison
 
 SHOWN = 5  # pairs
 
@@ -56,12 +57,11 @@ def _print_answer(client: MlflowClient, multiclass: Repeats, one_vs_one: Repeats
     for label, shown in ("hardest", order[:SHOWN]), ("easiest", order[: -SHOWN - 1 : -1]):
         print(f"  {label}: " + "; ".join(f"{names[i]} {summarise(accuracies[:, i])}" for i in shown))
     print(f"  all {len(names)}: artifacts pairs/ of run {parent_id}")
-    samples = [sample_of(client, item.parent, "test/acc", item.name) for item in (one_vs_one, multiclass)]
-    (difference,) = compare(samples)
-    each = ", ".join(f"{sample.name} {summarise([*sample.values.values()])}" for sample in samples)
-    low, high = difference.ci
+    comparison = load_comparison(client, [parent_id, multiclass.parent.info.run_id], "test/acc")
+    (difference,) = comparison.differences
+    each = ", ".join(f"{item.name} {item.summary}" for item in comparison.items)
+    mean, *bounds = (number("test/acc", value, "+") for value in (difference.mean, *difference.ci))
     print(
-        f"test accuracy: {each}; difference {100 * difference.mean:+.2f} points, 95 % interval {100 * low:+.2f} to "
-        f"{100 * high:+.2f}, p = {difference.p:.3g}, n = {difference.n} "
-        f"{'paired' if difference.paired else 'each'}: {difference.verdict}"
+        f"test accuracy: {each}; difference {mean} points, 95 % interval {interval(*bounds)}, p = {difference.p:.3g}, "
+        f"n = {difference.n} {'paired' if difference.paired else 'each'}: {difference.verdict}"
     )

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from cifar_lab.analysis.comparison import Sample, compare, summarise
+from cifar_lab.analysis.tables import method, number, unit
 from cifar_lab.analysis.uncertainty import detectable
 from cifar_lab.errors import UserError
 
@@ -86,6 +87,9 @@ def test_two_single_runs_are_compared_image_by_image():
     (found,) = compare([answered("a", first[2:]), answered("b", second[2:])])
     assert found.p == pytest.approx(18 / 256)
     assert found.verdict == "one run each tells nothing about others"
+    several = compare([answered("a", first), answered("b", second), answered("c", second)])
+    assert [found.p for found in several] == pytest.approx([66 / 1024, 66 / 1024, 1])  # Holm: 3 of them
+    assert method(several).count("McNemar's exact test of two runs, adjusted for 3 pairs (Holm)") == 1
 
 
 def test_an_interval_over_images_is_wider_than_over_seeds():
@@ -112,6 +116,16 @@ def test_equality_within_a_margin(shift, verdict):
     margin = 0.15 if abs(shift) == 0.09 else 0.4
     (found,) = compare([sample("a", values + shift), sample("b", np.zeros(8))], margin)
     assert found.verdict == verdict
+    losses = [sample(name, loss, metric="test/loss") for name, loss in (("b", values + shift), ("a", np.zeros(8)))]
+    (loss,) = compare(losses, margin)
+    if "worse" in verdict:  # the lower loss is the better one
+        assert loss.verdict == verdict
+
+
+def test_every_accuracy_is_shown_in_percent():
+    shown = {"val/acc": "94.01", "test/acc_tta": "94.01", "test/loss": "0.9401"}
+    assert {metric: number(metric, 0.9401) for metric in shown} == shown
+    assert [unit(metric) for metric in ("test/acc_tta", "test/loss")] == [", percent", ""]
 
 
 def test_seeds_that_came_after_a_first_comparison_are_no_plain_evidence():
