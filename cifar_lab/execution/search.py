@@ -9,9 +9,11 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
 
 from cifar_lab.config import Config
 from cifar_lab.data.cache import Dataset
+from cifar_lab.errors import UsageError
 from cifar_lab.execution.jobs import Job
 from cifar_lab.execution.local import Pool
 from cifar_lab.execution.repeats import log_statistics
@@ -40,9 +42,10 @@ class Trials:
         sweep: Run,
         pool: Pool,
         trials: int,
+        console: Console,
     ) -> None:
         self.client, self.study, self.space, self.base, self.dataset = client, study, space, base, dataset
-        self.sweep, self.pool, self.trials = sweep, pool, trials
+        self.sweep, self.pool, self.trials, self.console = sweep, pool, trials, console
         self.ranges = {key: _distribution(found) for key, found in space.ranges.items()}
         # the seed lets a continued study draw new samples; constant_liar counts running trials as bad ones
         study.sampler = optuna.samplers.TPESampler(seed=len(study.trials), constant_liar=True)
@@ -64,16 +67,28 @@ class Trials:
     def next(self, running: Collection[Job]) -> Job | None:
         if len(running) >= self.at_once:
             return None
-        trials, now = self.study.trials, {self.jobs[job] for job in running}
+        now = {self.jobs[job] for job in running}
+        while found := self._next(now):
+            try:
+                return self._job(*found)
+            except UsageError as error:  # valid at both ends of each range, but not here
+                number = found[0].number
+                self.console.print(f"trial {number} failed: {error}", soft_wrap=True)
+                self.study.tell(number, state=TrialState.FAIL)
+        return None
+
+    def _next(self, running: Collection[tuple[int, int]]) -> tuple[FrozenTrial, int] | None:
+        """Trial and seed of the next run, from trials and seeds of those running."""
+        trials = self.study.trials
         for trial in trials:
             if not trial.state.is_finished():
                 for seed in self.space.seeds:
-                    if (trial.number, seed) not in now and seed not in self.finished[trial.number]:
-                        return self._job(trial, seed)
+                    if (trial.number, seed) not in running and seed not in self.finished[trial.number]:
+                        return trial, seed
         if len(trials) >= self.trials:
             return None
         number = self.study.ask(self.ranges).number
-        return self._job(self.study.trials[number], self.space.seeds[0])
+        return self.study.trials[number], self.space.seeds[0]
 
     def _job(self, trial: FrozenTrial, seed: int) -> Job:
         config = resolve_config(self.space.config(settings_of(trial)), self.dataset, self.pool.precision)

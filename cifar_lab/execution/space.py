@@ -6,10 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from cifar_lab.config import Config, parse_config
 from cifar_lab.errors import UsageError
-from cifar_lab.experiment_files import read_experiment
+from cifar_lab.experiment_files import EXPERIMENTS, read_experiment, variant_name
 
 MOST_SEEDS = 20  # of a trial
 RANGE = re.compile(r"([^=]+)=\s*(\S+?)\.\.([^:\s]+)(:log)?\s*")
@@ -59,6 +60,14 @@ class Space:
         if len(self.seeds) == 1:
             return f"val/acc of seed {self.seeds[0]}"
         return f"mean val/acc of seeds {', '.join(map(str, self.seeds))}"
+
+    @property
+    def reference(self) -> str:
+        """The experiment with the fixed overrides, as a name for other commands."""
+        found = self.name if Path(self.file).parent == EXPERIMENTS else self.file
+        for override in self.fixed:
+            found = variant_name(found, override.replace(" ", ""))
+        return found
 
     def __str__(self) -> str:
         return ", ".join(f"{key} {value}" for key, value in self.ranges.items())

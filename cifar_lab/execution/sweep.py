@@ -39,12 +39,16 @@ from cifar_lab.tracking.recovery import end_dead_runs
 from cifar_lab.training.batches import epoch_costs
 from cifar_lab.training.train import resolve_config
 
+DIED = "their worker processes died repeatedly (out of memory?); to continue, start again with fewer --jobs"
 SHOWN = 5  # trials
 CONFIRMATIONS = 8  # seeds; other ones than those that were used to choose
 
 
 def run_sweep(space: Space, trials: int, dataset: Dataset, fallback_reason: str, pool: Pool) -> int:
-    """Search until `trials` trials have ended; returns 0, 1 if none was completed, 130 if interrupted."""
+    """Search until `trials` trials have ended; returns 0, 1 if none was completed, 130 if interrupted.
+
+    Raises UserError, also if worker processes die repeatedly.
+    """
     console = make_console(highlight=False, markup=False)
     if fallback_reason:
         console.print(not_cifar10(fallback_reason), soft_wrap=True)
@@ -70,7 +74,7 @@ def run_sweep(space: Space, trials: int, dataset: Dataset, fallback_reason: str,
         for run in _unfinished(client, study, parent, ended=False):
             if recovery.is_damaged(run):
                 console.print(f"the checkpoint of {run.info.run_name} is damaged, so it starts over")
-        search = Trials(client, study, space, base, dataset, parent, pool, trials)
+        search = Trials(client, study, space, base, dataset, parent, pool, trials, console)
         console.print(f"{name} on {dataset.title}: {space}; {search.left()} of {trials} trials to go, {space.score}")
         lifecycle.mark(client, parent.info.run_id, "RUNNING")
         try:
@@ -79,6 +83,9 @@ def run_sweep(space: Space, trials: int, dataset: Dataset, fallback_reason: str,
             search.interrupt()
             console.print(f"interrupted after {search.ended()} trials; the same command continues where it stopped")
             return 130
+        if search.left():
+            search.interrupt()
+            raise UserError(f"{search.left()} of {trials} trials are left: {DIED}")
         return _conclude(client, study, space, parent, dataset.variables, console)
 
 
@@ -135,7 +142,7 @@ def _conclude(
         return 1
     best, file = complete[0], EXPERIMENTS / f"{study.study_name}.toml"
     others = [str(seed) for seed in range(CONFIRMATIONS + len(space.seeds)) if seed not in space.seeds][:CONFIRMATIONS]
-    names = f'EXPERIMENTS="{space.name} {study.study_name}"'
+    names = f'EXPERIMENTS="{space.reference} {study.study_name}"'
     confirm = f"make experiment compare {names} SEEDS={','.join(others)}{variables}"
     with atomic_write(file) as path:
         path.write_text(

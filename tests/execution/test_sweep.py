@@ -241,7 +241,8 @@ def test_trials_of_several_seeds_are_judged_by_their_mean_and_continued_after_a_
     (file,) = (unused / "experiments").iterdir()
     text = file.read_text()
     assert f"trial {best.number} of 10, which has the highest mean val/acc of seeds 5, 1." in text
-    assert f'make experiment compare EXPERIMENTS="linear {file.stem}" SEEDS=0,2,3,4,6,7,8,9 ' in text
+    compared = f"{LINEAR}[trainer.epochs=8] {file.stem}"
+    assert f'make experiment compare EXPERIMENTS="{compared}" SEEDS=0,2,3,4,6,7,8,9 ' in text
     again = Driver(unused, *SEEDS)
     assert again.wait() == 0, again.output()
     assert "0 of 10 trials to go, mean val/acc of seeds 5, 1" in again.output()
@@ -254,6 +255,14 @@ def test_a_trial_fails_with_its_first_seed_that_fails(unused):
     driver = Driver(unused, *sweep, "--jobs", "1")
     assert driver.wait() == 1, driver.output()
     assert re.findall(r"trial (\d), seed (\d) failed: train loss is", driver.output()) == [("0", "0"), ("1", "0")]
+    assert "2 trials: 2 fail" in driver.output()
+
+
+@pytest.mark.slow
+def test_samples_that_cannot_be_trained_are_failed_trials(unused):
+    driver = Driver(unused, *SWEEP[:4], "--set", "data.train_size=50000..60000", "--trials", "2")
+    assert driver.wait() == 1, driver.output()
+    assert len(re.findall(r"trial [01] failed: data.train_size = \d+", driver.output())) == 2
     assert "2 trials: 2 fail" in driver.output()
 
 
