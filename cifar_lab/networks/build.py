@@ -51,14 +51,17 @@ def make_network(
 
 
 def check_network(config: Config, dataset: Dataset) -> None:
-    """Try the network of `config` on two images, if its file is not of this package, and the file's `augment`.
+    """Try the network of `config` on two images, if its code is not of this package, and its file's `augment`.
 
     Raises UsageError, with the file's line.
     """
     section = config.model
-    if not section.source:
+    if section.source:
+        name = f"{network_files.FOLDER}/{section.kind}.py"
+    elif section.kind == "torchvision":  # some need larger images
+        name = f"model.name = {config.flat()['model.name']!r}"
+    else:
         return
-    name = f"{network_files.FOLDER}/{section.kind}.py"
     images = torch.from_numpy(dataset.images["train"][:2])
     with torch.random.fork_rng(devices=[]):
         try:

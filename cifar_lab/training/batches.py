@@ -17,7 +17,7 @@ EVALUATION_BATCH = 250  # images; the activations of twice as many do not fit in
 GPU_EVALUATION_BATCH = 2000  # has fewer launches; no setting, because only the last digits of a loss depend on it
 FLIPS = 1 << 33  # in place of an epoch in the key of derive_seed
 RANGE = 25  # steps; a run is stopped between two ranges
-AUGMENTATION = 2  # last element of the key of derive_seed
+AUGMENTATION = 3  # last element of the key of derive_seed; 2 in epoch 0 would be the key of FLIPS, in 32-bit words
 
 
 def derive_seed(*key: int) -> int:

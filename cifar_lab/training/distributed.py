@@ -65,11 +65,14 @@ def ranks(devices: int, accelerator: str, body: Callable[..., Any], *arguments: 
         Thread(target=_watch, args=(others, store.port, over), daemon=True).start()
         _join(0, store, accelerator, devices)
         yield
-    except RuntimeError as error:  # gloo and NCCL also raise it when another rank has died
+    except RuntimeError:  # gloo and NCCL also raise it when another rank has died
         for other in others:
             other.join(END_SECONDS)
         if store.check(["error"]):
-            raise RuntimeError(store.get("error").decode()) from error
+            reason, trace = (store.get(key).decode() for key in ("error", "traceback"))
+            if trace:
+                raise RuntimeError(reason) from RuntimeError(trace)
+            raise UserError(reason) from None
         if any(other.exitcode for other in others):
             raise UserError(DIED) from None
         raise
@@ -89,7 +92,7 @@ def _watch(others: Sequence[BaseProcess], port: int, over: Event) -> None:
         ended = [rank for rank, other in enumerate(others, 1) if wait([other.sentinel], 0)]
         if all(store.check([f"{rank} done"]) for rank in ended) or over.wait(NOTICE_SECONDS):
             continue
-        error = store.get("error").decode() if store.check(["error"]) else DIED
+        error = (store.get("traceback") or store.get("error")).decode() if store.check(["error"]) else DIED
         print(error, file=sys.stderr, flush=True)
         os._exit(1)
 
@@ -104,11 +107,10 @@ def _other(rank: int, group: tuple[str, int, int], body: Callable[..., Any], arg
         _join(rank, store, accelerator, devices)
         body(rank, *arguments)
         store.set(f"{rank} done", "")
-    except UserError as error:
-        store.set("error", str(error))
-        os._exit(1)
-    except Exception:
-        store.set("error", traceback.format_exc())
+    except Exception as error:
+        known = isinstance(error, UserError)
+        store.set("traceback", "" if known else traceback.format_exc())
+        store.set("error", str(error) if known else f"{type(error).__name__}: {error}")
         os._exit(1)
 
 

@@ -10,7 +10,8 @@ from torch import nn
 from cifar_lab.config import Config, load_config
 from cifar_lab.data.cache import load_dataset
 from cifar_lab.data.selection import split_train
-from cifar_lab.networks.build import Predictor, make_model, make_network
+from cifar_lab.errors import UsageError
+from cifar_lab.networks.build import Predictor, check_network, make_model, make_network
 from cifar_lab.networks.cnn import identity_convolution, whitening_filters
 from cifar_lab.sections import MuonConfig
 from cifar_lab.training.augmentation import resize
@@ -62,6 +63,14 @@ def test_the_resnet_is_that_of_the_paper():
 def test_networks_of_torchvision_take_small_images(images, name):
     model = network("torchvision", name=name).eval()
     assert model(images).shape == (5, 10)
+
+
+def test_a_network_of_torchvision_for_larger_images_is_refused_before_training(workplace):
+    (workplace / "large.toml").write_text('[model]\nkind = "torchvision"\nname = "vit_b_32"\n')
+    with pytest.raises(
+        UsageError, match=r"^model\.name = 'vit_b_32': AssertionError: Wrong image height! Expected 224"
+    ):
+        check_network(load_config("large.toml"), load_dataset("digits")[0])
 
 
 def test_an_unknown_network_of_torchvision_is_named():

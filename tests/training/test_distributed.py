@@ -15,6 +15,7 @@ from test_train import Stop, config_of, figures
 from cifar_lab.data.cache import load_dataset
 from cifar_lab.errors import UsageError, UserError
 from cifar_lab.training.classifier import Diverged
+from cifar_lab.training.distributed import ranks
 from cifar_lab.training.hardware import check_devices
 from cifar_lab.training.train import train
 
@@ -90,6 +91,12 @@ def test_errors_are_reported_by_the_first_process(digits, tmp_path):
         train(config, 0, digits, tmp_path / "run", "cpu")
     with pytest.raises(UsageError, match=r"trainer\.devices = 2: torch finds 1 GPU here"):
         check_devices("mps", 2)
+
+
+def test_an_error_of_another_rank_is_one_line_with_its_traceback_as_the_cause():
+    with pytest.raises(RuntimeError, match=r"^ZeroDivisionError: [^\n]+$") as raised, ranks(2, "cpu", divmod, 0):
+        torch.distributed.barrier()
+    assert "Traceback" in str(raised.value.__cause__)
 
 
 def test_a_network_interface_that_is_not_there_is_named(digits, tmp_path, monkeypatch):
