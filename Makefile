@@ -69,7 +69,7 @@ curve: $(READY)  ## train EXPERIMENTS with each of VALUES of the setting KEY, dr
 	    --values $(call each,$(or $(VALUES),$(error give VALUES="1000 5000 45000"))) --figure $(call quoted,$(or $(FIGURE),curve.png)) \
 	    --seeds $(call quoted,$(SEEDS)) $(COMMON) $(PLACE)
 
-sweep: $(READY)  ## search SPACE for better settings of one experiment, EXPERIMENTS, in TRIALS trials of SEEDS=1 runs
+sweep: $(READY)  ## search SPACE for better settings of one experiment, in EXPERIMENTS: TRIALS trials of SEEDS runs (default 1)
 	$(LAB) sweep $(call each,$(EXPERIMENTS)) --trials $(call quoted,$(TRIALS)) \
 	    --seeds $(call quoted,$(if $(filter file,$(origin SEEDS)),1,$(SEEDS))) \
 	    $(foreach range,$(or $(SPACE),$(error give SPACE="optim.learning_rate=0.05..0.5:log ...")),--set $(call quoted,$(range))) $(COMMON)
@@ -104,7 +104,7 @@ predict: $(READY)  ## classify the image files IMAGES with the champion, or with
 	$(LAB) predict $(call quoted,$(or $(IMAGES),$(error give IMAGES="files, folders or patterns"))) \
 	    $(if $(MODEL),--model $(call quoted,$(MODEL))) $(if $(TRUST),--trust)
 
-serve: $(READY)  ## answer HTTP requests on 127.0.0.1:PORT with the champion, or with MODEL
+serve: $(READY)  ## answer HTTP requests on 127.0.0.1:PORT with the champion, or with MODEL=models:/...
 	$(LAB) serve $(if $(MODEL),--model $(call quoted,$(MODEL))) --port $(call quoted,$(or $(PORT),5001))
 
 data: $(READY)  ## show which images are found, where, and how many; draw some in FIGURE

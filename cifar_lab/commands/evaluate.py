@@ -184,7 +184,7 @@ def _track(
             over_seeds[f"{others.key}/acc_ensemble"] = _mean(ensemble, "acc")
         evaluations.log_values(client, parent, over_seeds, beside="n")
     if not others.complete:
-        print("\nonly metrics are tracked: heatmap, tables and means need all corruptions", file=sys.stderr)
+        print("\nonly metrics are tracked: heatmap, tables and means over corruptions need all", file=sys.stderr)
         return
     target = parent or subjects[0].run
     lines = [{"images": images, "score": score, **vars(found)} for (images, score), found in summaries.items()]

@@ -74,7 +74,7 @@ class Space:
 
 
 def parse_space(name: str, file: str, overrides: Sequence[str], seeds: tuple[int, ...] = (0,)) -> Space:
-    """The space of `overrides`: those with `low..high` or `low..high:log` are ranges, of integers if both ends are.
+    """The space of `overrides`: those with `low..high` or `low..high:log` are ranges, of integers for an integer.
 
     Raises UsageError if there is no range, if one is malformed or has an invalid end, or for too many seeds.
     """
@@ -93,7 +93,10 @@ def parse_space(name: str, file: str, overrides: Sequence[str], seeds: tuple[int
     space = Space(name, path, text, None, tuple(fixed), ranges, seeds)
     space = replace(space, source=space.config({}).model.source)
     for end in ("low", "high"):
-        space.config({key: getattr(value, end) for key, value in ranges.items()})
+        settings = space.config({key: getattr(value, end) for key, value in ranges.items()}).flat()
+    for key, found in ranges.items():
+        if isinstance(settings[key], float):
+            ranges[key] = replace(found, low=float(found.low), high=float(found.high))
     return space
 
 

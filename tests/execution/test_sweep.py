@@ -28,11 +28,12 @@ SWEEP = ("sweep", LINEAR, "--data", "digits", "--epochs", "12", *SEARCHED, "--se
     [
         ("optim.learning_rate=0.05..0.5:log", Range(0.05, 0.5, True)),
         ("optim.learning_rate = 1e-3..1", Range(1e-3, 1.0, False)),
+        ("optim.learning_rate=1..5:log", Range(1.0, 5.0, True)),
         ("trainer.batch_size=32..256", Range(32, 256, False)),
         ("trainer.batch_size=32..256:log", Range(32, 256, True)),
     ],
 )
-def test_ranges_are_of_the_numbers_that_they_are_written_with(text, expected):
+def test_ranges_are_of_the_numbers_that_the_setting_has(text, expected):
     space = parse_space("linear", LINEAR, [text, "data.flip=false"])
     assert space.fixed == ("data.flip=false",)
     (found,) = space.ranges.values()
