@@ -172,13 +172,16 @@ def pytest_sessionstart(session):
 
 
 LONGEST = (
-    "test_gpu",
     "test_resume",
-    "test_cluster",
-    "test_server",
-    "test_distributed",
-    "test_experiment",
+    "test_gpu",
     "test_crash",
+    "test_captured",  # of the first four, which start at once, only one waits for `tracked`
+    "test_cluster",
+    "test_distributed",
+    "test_own_network",
+    "test_sweep",
+    "test_experiment",
+    "test_server",
 )
 
 

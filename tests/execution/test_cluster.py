@@ -61,7 +61,7 @@ def wait_until(driver, condition, seconds=120):
     while not condition():
         assert driver.process.is_alive(), driver.output()
         assert time.monotonic() < deadline, driver.output()
-        time.sleep(0.1)
+        time.sleep(0.3)
 
 
 def left_with_the_server(client):

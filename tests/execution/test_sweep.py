@@ -20,7 +20,8 @@ from cifar_lab.execution.trial import Prune, open_study
 
 LINEAR = str(EXPERIMENTS / "linear.toml")
 SEARCHED = ("--set", "optim.learning_rate=0.0005..0.1:log", "--set", "trainer.batch_size=32..256")
-SWEEP = ("sweep", LINEAR, "--data", "digits", "--epochs", "12", *SEARCHED, "--set", "data.translate=1")
+EPOCHS = 8
+SWEEP = ("sweep", LINEAR, "--data", "digits", "--epochs", str(EPOCHS), *SEARCHED, "--set", "data.translate=1")
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,7 @@ def test_a_sweep_killed_twice_ends_with_every_trial_accounted_for(unused):
         driver.process.join()
         deadline = time.monotonic() + 20
         while processes_in(unused) and time.monotonic() < deadline:
-            time.sleep(0.01)
+            time.sleep(0.1)
     left = re.search(r"(\d+) of 12 trials to go", driver.output()).group(1)
     driver = Driver(unused, *SWEEP, "--trials", "12")
     assert driver.wait() == 0, driver.output()
@@ -128,7 +129,7 @@ def test_a_sweep_killed_twice_ends_with_every_trial_accounted_for(unused):
     for trial in trials:
         run, epochs = runs[str(trial.number)], len(trial.intermediate_values)
         assert run.info.status == "FINISHED"
-        assert (run.data.tags.get("pruned") == "true") == (trial.state.name == "PRUNED") == (epochs < 12)
+        assert (run.data.tags.get("pruned") == "true") == (trial.state.name == "PRUNED") == (epochs < EPOCHS)
     assert parent.info.status == "FINISHED"
     assert parent.data.params["optim.learning_rate"] == "0.0005..0.1:log"
     assert not list((unused / "checkpoints").glob("*/last.ckpt"))
@@ -137,7 +138,7 @@ def test_a_sweep_killed_twice_ends_with_every_trial_accounted_for(unused):
     config = load_config(str(unused / "experiments" / f"{name}.toml"))
     assert config.optim.learning_rate == pytest.approx(best.params["optim.learning_rate"], rel=1e-3)
     assert config.trainer.batch_size == best.params["trainer.batch_size"]
-    assert (config.data.translate, config.trainer.epochs) == (1, 12)
+    assert (config.data.translate, config.trainer.epochs) == (1, EPOCHS)
     text = (unused / "experiments" / f"{name}.toml").read_text()
     assert f"trial {best.number} of 12" in text
     assert "%" not in text  # the score is no result
@@ -172,7 +173,7 @@ def test_failed_trials_count_and_a_second_sweep_at_once_is_refused(unused):
     assert not (unused / "experiments").exists()
 
 
-SEEDS = ("sweep", LINEAR, "--data", "digits", "--epochs", "8", *SEARCHED, "--trials", "10", "--seeds", "5,1")
+SEEDS = ("sweep", LINEAR, "--data", "digits", "--epochs", str(EPOCHS), *SEARCHED, "--trials", "10", "--seeds", "5,1")
 
 
 def of_seeds(folder):
@@ -205,7 +206,7 @@ def test_trials_of_several_seeds_are_judged_by_their_mean_and_continued_after_a_
     driver.process.join()
     deadline = time.monotonic() + 20
     while processes_in(unused) and time.monotonic() < deadline:
-        time.sleep(0.01)
+        time.sleep(0.1)
     _, _, runs, _ = of_seeds(unused)
     assert [(seed, run.info.status == "FINISHED") for seed, run in sorted(runs["0"].items())] == [
         ("1", False),
@@ -227,7 +228,7 @@ def test_trials_of_several_seeds_are_judged_by_their_mean_and_continued_after_a_
         assert {point.step: point.value for point in first} == pytest.approx(trial.intermediate_values)
         assert parent.info.status == "FINISHED"
         assert (parent.data.tags.get("pruned") == "true") == (trial.state.name == "PRUNED")
-        assert (len(first) < 8) == (trial.state.name == "PRUNED")
+        assert (len(first) < EPOCHS) == (trial.state.name == "PRUNED")
         if trial.state.name == "COMPLETE":
             mean, std = statistics.mean(scores.values()), statistics.stdev(scores.values())
             assert scores.keys() == {"5", "1"}
@@ -242,7 +243,7 @@ def test_trials_of_several_seeds_are_judged_by_their_mean_and_continued_after_a_
     (file,) = (unused / "experiments").iterdir()
     text = file.read_text()
     assert f"trial {best.number} of 10, which has the highest mean val/acc of seeds 5, 1." in text
-    compared = f"{LINEAR}[trainer.epochs=8] {file.stem}"
+    compared = f"{LINEAR}[trainer.epochs={EPOCHS}] {file.stem}"
     assert f'make experiment compare EXPERIMENTS="{compared}" SEEDS=0,2,3,4,6,7,8,9 ' in text
     again = Driver(unused, *SEEDS)
     assert again.wait() == 0, again.output()

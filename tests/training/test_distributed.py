@@ -122,7 +122,7 @@ def test_a_process_that_dies_ends_the_run_and_the_next_start_continues_it(tracke
     while epochs() < 2:
         assert driver.process.is_alive(), driver.output()
         assert time.monotonic() < deadline, driver.output()
-        time.sleep(0.05)
+        time.sleep(0.2)
     os.kill(max(processes_in(unused)), signal.SIGKILL)  # the youngest is the second one of the run
     assert driver.wait() == 1, driver.output()
     assert "cnn-seed0 failed: one of its processes died (out of memory?); start again" in driver.output()
