@@ -47,7 +47,8 @@ def ddp(rank: int) -> DDPStrategy:
 def ranks(devices: int, accelerator: str, body: Callable[..., Any], *arguments: Any) -> Iterator[None]:
     """Make this process rank 0 of `devices`, and run `body(rank, *arguments)` in a process for each other rank.
 
-    The other processes end with the block or with this process. Raises UserError if one of them dies.
+    The other processes end with the block or with this process. Raises UserError if one of them dies or raises it, and
+    RuntimeError for any other error of theirs, with the traceback as its cause.
     """
     context = fork_server(["cifar_lab.training.train"])
     store = dist.TCPStore("127.0.0.1", 0, devices, is_master=True, wait_for_workers=False)
