@@ -18,7 +18,7 @@ from cifar_lab.processes import PRELOAD, fork_server, without_main
 from cifar_lab.tracking.provenance import machine_tags
 from cifar_lab.training.hardware import check_devices, fast_precision, resolve_accelerator
 
-STOP_SECONDS = 15.0
+STOP_SECONDS = 30.0
 Submit = Callable[..., Future]
 
 

@@ -1,5 +1,7 @@
 """Uploads while a run trains: metrics, heatmaps, and checkpoints to continue from."""
 
+import math
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,6 +21,7 @@ from cifar_lab.training.checkpoints import load_checkpoint
 from cifar_lab.training.train import Epoch
 
 UNFINISHED = "unfinished"  # artifact folder of a run on a cluster, with its last two checkpoints
+FLUSH_SECONDS = 5.0
 
 
 def fetch_checkpoint(client: MlflowClient, run_id: str) -> None:
@@ -48,7 +51,8 @@ class EpochUploads:
 
     For each epoch that the run does not have yet, it logs all metrics in one call, then the validation heatmap, then
     `checkpoint`, if given, so that another node can continue. Leaving the context waits for the rest, and raises
-    MlflowException if the server is away for longer than MLflow's retries last.
+    MlflowException if the server is away for longer than MLflow's retries last. A run that is being stopped logs for
+    a few more seconds: the next start logs what is missing.
     """
 
     def __init__(self, client: MlflowClient, run_id: str, dataset: Dataset, checkpoint: Path | None = None) -> None:
@@ -76,11 +80,15 @@ class EpochUploads:
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         self.thread.shutdown(cancel_futures=True)
+        stopped = kind in (KeyboardInterrupt, SystemExit)
         with suppress(*(() if kind is None else (MlflowException, OSError))):  # don't replace the error that ended it
-            self._log(self.epochs)  # retries what failed in the background
+            # retries what failed in the background
+            self._log(self.epochs, until=time.monotonic() + FLUSH_SECONDS if stopped else math.inf)
 
-    def _log(self, epochs: Sequence[Epoch]) -> None:
+    def _log(self, epochs: Sequence[Epoch], until: float = math.inf) -> None:
         for epoch in epochs:
+            if time.monotonic() > until:
+                break
             if epoch.number not in self.logged:
                 metrics = [Metric(name, value, epoch.ended, epoch.number) for name, value in epoch.metrics.items()]
                 self.client.log_batch(self.run_id, metrics=metrics)

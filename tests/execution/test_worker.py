@@ -2,9 +2,12 @@
 
 import os
 import sys
+import time
+from functools import partial
 
 import pytest
 from conftest import EXPERIMENTS, recorded
+from mlflow.tracking import MlflowClient
 from pytorch_lightning import Callback
 
 from cifar_lab.__main__ import main
@@ -14,7 +17,7 @@ from cifar_lab.data.cache import load_dataset
 from cifar_lab.errors import UserError
 from cifar_lab.execution import worker
 from cifar_lab.execution.repeats import plan
-from cifar_lab.tracking import store, summaries
+from cifar_lab.tracking import store, summaries, uploads
 from cifar_lab.tracking.provenance import machine_tags
 from cifar_lab.training.checkpoints import WholeCheckpoint
 from cifar_lab.training.train import resolve_config, train
@@ -31,10 +34,13 @@ def planned(workplace):
 
 
 class Dies(Callback):
-    """Stands in for worker.Stop: ends the process's training in the third epoch of four."""
+    """Stands in for worker.Stop: ends the process's training after `epochs` epochs."""
+
+    def __init__(self, epochs=2):
+        self.epochs = epochs
 
     def on_train_batch_start(self, trainer, *_):
-        if trainer.current_epoch == 2:
+        if trainer.current_epoch == self.epochs:
             raise SystemExit
 
 
@@ -69,6 +75,29 @@ def test_epochs_after_the_last_checkpoint_on_a_gpu_are_trained_again_and_logged_
         assert images == 4
     whole = train(config, 1, dataset, workplace / "whole.ckpt", "cpu")
     assert runs["linear-seed1"][1] == whole.weights_digest
+
+
+def test_a_stopped_run_does_not_wait_for_a_slow_server_and_the_next_start_logs_the_rest(planned, monkeypatch):
+    client, item, (parent, config, *others) = planned
+    longer = config.model_copy(update={"trainer": config.trainer.model_copy(update={"epochs": 8})})
+    call = (parent, longer, *others)
+
+    def slow(self, run_id, metrics=(), **others):
+        time.sleep(0.5 if metrics else 0)
+        log_batch(self, run_id, metrics=metrics, **others)
+
+    log_batch = MlflowClient.log_batch
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", slow)
+        patch.setattr(uploads, "FLUSH_SECONDS", 0)
+        patch.setattr(worker, "Stop", partial(Dies, epochs=7))
+        with pytest.raises(SystemExit):
+            worker.train_one(*call)
+    (run,) = client.search_runs([item.parent.info.experiment_id], "tags.kind = 'run'")
+    assert run.info.status == "KILLED"
+    assert len(client.get_metric_history(run.info.run_id, "train/acc")) < 7
+    assert worker.train_one(*call).info.run_id == run.info.run_id
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "train/acc")] == list(range(1, 9))
 
 
 def run_of(client, item):
