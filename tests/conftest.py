@@ -22,11 +22,13 @@ from PIL import Image
 from cifar_lab.__main__ import main
 from cifar_lab.data import search
 from cifar_lab.data.catalogue import CIFAR10, ENTRIES
+from cifar_lab.processes import PRELOAD
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 EXPERIMENTS = pathlib.Path(__file__).resolve().parent / "experiments"  # small: for digits
+SLOW_CNN = str(EXPERIMENTS / "slow" / "cnn.toml")  # has larger images: for tests that stop it
 
 EPOCH_METRICS = ("train/loss", "train/cross_entropy", "train/acc", "val/loss", "val/acc", "lr", "epoch_seconds")
 TEST_METRICS = ("test/loss", "test/acc")
@@ -165,9 +167,7 @@ def pytest_sessionstart(session):
     """Let the fork server import everything while the tests are collected."""
     if getattr(session.config.option, "numprocesses", None):
         return  # the tests run in processes of their own
-    WARM.set_forkserver_preload(
-        ["cifar_lab.execution.experiment", "cifar_lab.commands.reproduce", "mlflow.store.tracking.sqlalchemy_store"]
-    )
+    WARM.set_forkserver_preload([*PRELOAD, "cifar_lab.commands.reproduce", "mlflow.pytorch", "torch.export._trace"])
     forkserver.ensure_running()
 
 
@@ -267,29 +267,23 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start_server(folder):
-    """Process and address of a new tracking server in `folder`."""
-    port = free_port()
+@pytest.fixture
+def empty_server(tmp_path_factory, empty_database):
+    """Address of an empty tracking server."""
+    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    shutil.copy(empty_database, folder)
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
-            return process, f"http://127.0.0.1:{port}"
-        except OSError:
-            assert process.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
-
-
-@pytest.fixture
-def empty_server(tmp_path_factory):
-    """Address of an empty tracking server."""
-    process, address = start_server(tmp_path_factory.mktemp("server"))
-    yield address
+    deadline, up = time.monotonic() + 120, False
+    while not up:
+        assert process.poll() is None, (folder / "log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+        with contextlib.suppress(OSError):
+            up = urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+    yield f"http://127.0.0.1:{port}"
     process.terminate()
     process.wait(30)
 

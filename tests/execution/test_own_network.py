@@ -5,7 +5,7 @@ That a killed run continues with the same bits: test_resume.
 
 import numpy as np
 import pytest
-from conftest import NETWORK, Driver, place, start_server
+from conftest import NETWORK, Driver, place
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
@@ -66,22 +66,17 @@ def test_sweep_pairs_and_devices(trained, unused):
     said(unused, *RUNS, "--devices", "2", "--seeds", "1", "--epochs", "2")
 
 
-def test_a_network_from_a_server_needs_trust(unused, tmp_path_factory):
-    process, address = start_server(tmp_path_factory.mktemp("server"))
-    try:
-        place(unused)
-        said(unused, *RUNS, "--seeds", "1", "--epochs", "2", MLFLOW_TRACKING_URI=address)
-        client = MlflowClient(address)
-        (run,) = client.search_runs([client.get_experiment_by_name("digits").experiment_id], "tags.kind = 'run'")
-        reproduce = ("reproduce", run.info.run_id)
-        assert "identical" in said(unused, *reproduce, MLFLOW_TRACKING_URI=address)  # by the same file here
-        (unused / "networks" / "mine.py").unlink()
-        output = said(unused, *reproduce, code=1, MLFLOW_TRACKING_URI=address)
-        assert "read its artifact network.py, and give --trust to execute it" in output
-        assert "identical" in said(unused, *reproduce, "--trust", MLFLOW_TRACKING_URI=address)
-    finally:
-        process.terminate()
-        process.wait(30)
+def test_a_network_from_a_server_needs_trust(unused, empty_server):
+    place(unused)
+    said(unused, *RUNS, "--seeds", "1", "--epochs", "2", MLFLOW_TRACKING_URI=empty_server)
+    client = MlflowClient(empty_server)
+    (run,) = client.search_runs([client.get_experiment_by_name("digits").experiment_id], "tags.kind = 'run'")
+    reproduce = ("reproduce", run.info.run_id)
+    assert "identical" in said(unused, *reproduce, MLFLOW_TRACKING_URI=empty_server)  # by the same file here
+    (unused / "networks" / "mine.py").unlink()
+    output = said(unused, *reproduce, code=1, MLFLOW_TRACKING_URI=empty_server)
+    assert "read its artifact network.py, and give --trust to execute it" in output
+    assert "identical" in said(unused, *reproduce, "--trust", MLFLOW_TRACKING_URI=empty_server)
 
 
 def test_a_network_that_cannot_be_exported_costs_the_champion_in_one_line(unused):
