@@ -62,8 +62,8 @@ def test_images_get_probabilities(tracked, address):
     assert (probabilities.argmax(1) == dataset.labels["test"][:50]).mean() > 0.5
 
 
-def test_the_readme_s_question_is_answered(tracked, address):
-    lines = (REPOSITORY / "README.md").read_text().splitlines()
+def test_the_guide_s_question_is_answered(tracked, address):
+    lines = (REPOSITORY / "docs/guide.md").read_text().splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("    python3 -c"))
     command = "\n".join(lines[start : start + 2]).replace("http://127.0.0.1:5001", address)
     answer = subprocess.run(command, shell=True, capture_output=True, text=True, check=True).stdout
