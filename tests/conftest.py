@@ -28,7 +28,6 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 EXPERIMENTS = pathlib.Path(__file__).resolve().parent / "experiments"  # small: for digits
-SLOW_CNN = str(EXPERIMENTS / "slow" / "cnn.toml")  # has larger images: for tests that stop it
 
 EPOCH_METRICS = ("train/loss", "train/cross_entropy", "train/acc", "val/loss", "val/acc", "lr", "epoch_seconds")
 TEST_METRICS = ("test/loss", "test/acc")

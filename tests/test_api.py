@@ -144,7 +144,7 @@ def test_runs_have_their_metrics_and_settings(here):
     assert row["data.val_size"] == 143
     assert row["trainer.precision"] == "fp32"
     assert row["model.one_vs_one"] is np.False_
-    assert table["data.sides"].tolist() == [(16, 20)] * 2 + [(32,)] * 2
+    assert table["data.sides"].tolist() == [(16, 32)] * 2 + [(32,)] * 2
     assert cifar_lab.runs("linear")["run_id"].tolist() == table["run_id"].tolist()[2:]
     assert cifar_lab.runs(table["config_hash"].unique())["run_id"].tolist() == table["run_id"].tolist()
 

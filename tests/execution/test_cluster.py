@@ -11,13 +11,13 @@ from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
-from conftest import EXPERIMENTS, SLOW_CNN, Driver, experiment_arguments, place, recorded, statuses_of
+from conftest import EXPERIMENTS, Driver, experiment_arguments, place, recorded, statuses_of
 from mlflow.tracking import MlflowClient
 
 from cifar_lab.__main__ import main
 from cifar_lab.tracking import locks
 
-RUNS = ("experiment", SLOW_CNN, "mine", "--data", "digits", "--seeds", "1", "--epochs", "12")
+RUNS = ("experiment", str(EXPERIMENTS / "cnn.toml"), "mine", "--data", "digits", "--seeds", "1", "--epochs", "12")
 SOON = {"health_check_period_ms": 500, "health_check_timeout_ms": 2000, "health_check_failure_threshold": 4}
 
 

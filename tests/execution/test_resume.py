@@ -14,7 +14,7 @@ from threading import Thread
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import SLOW_CNN, WARM, Driver, free_port, place, processes_in, recorded
+from conftest import EXPERIMENTS, WARM, Driver, free_port, place, processes_in, recorded
 from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 
@@ -23,7 +23,8 @@ from cifar_lab.tracking import locks, store
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")]
 
 KILLS, EPOCHS = 3, 6  # after every single write: test_crash
-REPEATS = ("experiment", "mine", SLOW_CNN, "--data", "digits", "--seeds", "2", "--jobs", "2", "--epochs", str(EPOCHS))
+CNN = str(EXPERIMENTS / "cnn.toml")
+REPEATS = ("experiment", "mine", CNN, "--data", "digits", "--seeds", "2", "--jobs", "2", "--epochs", str(EPOCHS))
 
 
 def client_of(folder):

@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from conftest import SLOW_CNN, Driver, processes_in, recorded
+from conftest import Driver, experiment_arguments, processes_in, recorded
 from mlflow.tracking import MlflowClient
 from pytorch_lightning import Callback
 from test_train import Stop, config_of, figures
@@ -108,7 +108,8 @@ def test_a_network_interface_that_is_not_there_is_named(digits, tmp_path, monkey
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_a_process_that_dies_ends_the_run_and_the_next_start_continues_it(tracked, unused):
-    arguments = ["experiment", SLOW_CNN, "--data", "digits", "--seeds", "1", "--epochs", "12", "--devices", "2"]
+    command, _, *cnn = experiment_arguments("--seeds", "1", "--epochs", "12", "--devices", "2")
+    arguments = [command, *cnn]
     client = MlflowClient(f"sqlite:///{unused / 'mlflow.db'}")
 
     def epochs():
