@@ -24,9 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
     _drop_error_filters()
     options = make_parser().parse_args(arguments)
     logger = logging.getLogger("cifar_lab")
+    logger.setLevel(logging.DEBUG if options.debug else logging.WARNING)  # mlflow.pytorch hides warnings by default
     if options.debug:
         logging.basicConfig()
-        logger.setLevel(logging.DEBUG)
     code, handlers = 1, [signal.signal(number, _interrupt) for number in INTERRUPTS]
     try:
         code = importlib.import_module(f"cifar_lab.commands.{options.command.replace('-', '_')}").run(options)

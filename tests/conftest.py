@@ -166,7 +166,7 @@ def pytest_sessionstart(session):
     """Let the fork server import everything while the tests are collected."""
     if getattr(session.config.option, "numprocesses", None):
         return  # the tests run in processes of their own
-    WARM.set_forkserver_preload([*PRELOAD, "cifar_lab.commands.reproduce"])
+    WARM.set_forkserver_preload([*PRELOAD, "cifar_lab.commands.reproduce", "mlflow.pytorch", "torch.export._trace"])
     forkserver.ensure_running()
 
 

@@ -50,7 +50,7 @@ def test_every_completed_epoch_is_recorded_and_the_test_set_scored_once(digits, 
 
 
 def test_without_held_out_images_only_training_is_recorded_and_tta_scores_the_test_set_twice(digits, tmp_path):
-    settings = ("trainer.epochs=2", "data.val_size=0", "trainer.tta=true", "trainer.precision=fp32", "data.sides=[32]")
+    settings = ("trainer.epochs=2", "data.val_size=0", "trainer.tta=true", "trainer.precision=fp32")
     config = config_of("cnn", digits, *settings)
     result = train(config, 0, digits, tmp_path / "run", "cpu")
     assert [set(epoch.metrics) for epoch in result.epochs] == [{*EPOCH_METRICS} - {"val/loss", "val/acc"}] * 2
